@@ -1,0 +1,5 @@
+"""`python -m pmwatch`."""
+
+from pmwatch.cli import main
+
+main()

@@ -1,0 +1,84 @@
+"""The audit: every file on disk has exactly one verdict or state, and this proves it."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from pmwatch.files import look
+from pmwatch.intake.rules import Rules
+from pmwatch.ledger import Ledger
+from pmwatch.model import Fingerprint, Folder, display, file_kind
+
+_CHUNK = 500
+_MOST_NAMED = 20
+
+
+@dataclass(slots=True)
+class Account:
+    """The files of one folder, counted by state and by verdict; `unaccounted` names the first few that have none."""
+
+    folder: str
+    states: Counter[str] = field(default_factory=Counter)
+    verdicts: Counter[str] = field(default_factory=Counter)
+    unaccounted: int = 0
+    named: list[str] = field(default_factory=list)
+
+
+def audit(
+    folder: Folder, ledger: Ledger, *, is_settling: Callable[[bytes], bool] = lambda _: False
+) -> Account:
+    """Walk a folder and account for every file in it. `is_settling` knows what the running intake has in hand."""
+    account, rules = Account(folder.name), Rules(folder)
+    chunk: list[tuple[bytes, Fingerprint]] = []
+    for path in _files(folder):
+        verdict = _verdict(folder, rules, path)
+        if isinstance(verdict, str):
+            account.verdicts[verdict] += 1
+            continue
+        chunk.append((path, verdict))
+        if len(chunk) >= _CHUNK:
+            _account(account, chunk, ledger, is_settling)
+            chunk.clear()
+    _account(account, chunk, ledger, is_settling)
+    return account
+
+
+def _files(folder: Folder) -> Iterator[bytes]:
+    """Yield every file below the root whatever it is, except what pmwatch itself keeps there."""
+    own = set(folder.own_dirs)
+    for directory, names, files in os.walk(folder.root):
+        names[:] = [name for name in names if os.path.join(directory, name) not in own]
+        for name in files:
+            yield os.path.relpath(os.path.join(directory, name), folder.root)
+
+
+def _verdict(folder: Folder, rules: Rules, path: bytes) -> str | Fingerprint:
+    mapped = rules.map(path)
+    if mapped.target is None:
+        return mapped.reason.split(":")[0]
+    st = look(folder.root, path)
+    if st is None:
+        return "gone meanwhile"
+    if file_kind(st.st_mode):
+        return f"a {file_kind(st.st_mode)}"
+    return "empty" if st.st_size == 0 else Fingerprint.of(st)
+
+
+def _account(
+    account: Account,
+    files: list[tuple[bytes, Fingerprint]],
+    ledger: Ledger,
+    is_settling: Callable[[bytes], bool],
+) -> None:
+    known = ledger.known(account.folder, [path for path, _ in files])
+    for path, seen in files:
+        entry = known.get(path)
+        if entry is not None and not entry.is_news(seen):
+            account.states[str(entry.state)] += 1
+        elif is_settling(path):
+            account.verdicts["settling"] += 1
+        else:
+            account.unaccounted += 1
+            if len(account.named) < _MOST_NAMED:
+                account.named.append(display(path))

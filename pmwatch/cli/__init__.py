@@ -1,0 +1,53 @@
+"""The commands, one file each."""
+
+import sys
+
+import typer
+
+from pmwatch.errors import ConfigError, ExitCode, PmwatchError
+
+app = typer.Typer(
+    name="pmwatch",
+    help="Watches drop folders and uploads every event log to its ProcessMind datatable: exactly as written, once, in order.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Try it without any configuration: pmwatch demo",
+)
+
+
+def main() -> None:
+    """Run the command line; every error of pmwatch's own ends as a message with a hint, never as a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        _complain(
+            "the configuration is wrong:", *(f"  {problem}" for problem in error.problems), hint=error.hint
+        )
+        sys.exit(ExitCode.CONFIG)
+    except PmwatchError as error:
+        _complain(error.message, hint=error.hint)
+        sys.exit(ExitCode.FAILURE)
+    except KeyboardInterrupt:
+        sys.exit(130)  # 128 + SIGINT, as shells have it
+
+
+def _complain(*lines: str, hint: str) -> None:
+    sys.stderr.write("pmwatch: " + "\n".join(lines) + "\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
+
+
+# Each of these modules adds its command to `app`.
+from pmwatch.cli import (  # noqa: E402, F401  `app` must exist first
+    audit,
+    check,
+    demo,
+    doctor,
+    retry,
+    run,
+    sandbox,
+    status,
+    version,
+    why,
+)

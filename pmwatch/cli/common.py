@@ -1,0 +1,109 @@
+"""What several commands share: options, settings, the running daemon, output."""
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+from urllib.parse import urlencode
+
+import typer
+from rich.console import Console
+
+from pmwatch.config import Settings, load
+from pmwatch.errors import LedgerError
+from pmwatch.ledger import Ledger
+from pmwatch.ledger.lock import read_holder
+
+DEFAULT_CONFIG: Final = "/etc/pmwatch/config.toml"
+_ASK_SECONDS: Final = 10.0
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="PMWATCH_CONFIG",
+        metavar="FILE",
+        help=f"Configuration file [default: {DEFAULT_CONFIG}]",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+StateDirOption = Annotated[
+    str | None, typer.Option("--state-dir", metavar="DIR", help="Overrides [state] dir.", show_default=False)
+]
+ListenOption = Annotated[
+    str | None,
+    typer.Option("--listen", metavar="HOST:PORT", help="Overrides [http] listen.", show_default=False),
+]
+LogLevelOption = Annotated[
+    str | None,
+    typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.", show_default=False),
+]
+
+
+def settings_of(
+    config: str | None,
+    *,
+    state_dir: str | None = None,
+    listen: str | None = None,
+    log_level: str | None = None,
+) -> Settings:
+    """Read the configuration; flags win. Raises ConfigError with every problem."""
+    flags: dict[str, dict[str, Any]] = {}
+    for section, key, value in (
+        ("state", "dir", state_dir),
+        ("http", "listen", listen),
+        ("log", "level", log_level),
+    ):
+        if value is not None:
+            flags[section] = {key: value}
+    path = config or (DEFAULT_CONFIG if os.path.exists(DEFAULT_CONFIG) else None)
+    return load(path, flags=flags)
+
+
+def console() -> Console:
+    """Return a console for people; file names are data, so markup and highlighting are off."""
+    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def print_json(value: Any) -> None:
+    """Print JSON, ASCII only: a file name cannot do anything to a terminal or a log."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def ask_daemon(
+    settings: Settings, path: str, query: Mapping[str, str] | None = None
+) -> dict[str, Any] | None:
+    """Ask the running pmwatch; None where none runs with this state directory, or it does not answer."""
+    address = str(read_holder(settings.state.dir).get("http", ""))
+    if not address:
+        return None
+    url = f"http://{_reachable(address)}{path}" + (
+        f"?{urlencode(query, errors='surrogateescape')}" if query else ""
+    )
+    request = urllib.request.Request(url, headers={"Host": "localhost"})  # noqa: S310  http to this machine only
+    try:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=_ASK_SECONDS) as answer:
+            found = json.load(answer)
+    except (urllib.error.URLError, OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _reachable(address: str) -> str:
+    """Return where to connect to for an address that was listened on."""
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "") else f"[::1]:{port}" if host == "[::]" else address  # noqa: S104
+
+
+def open_ledger(settings: Settings, *, read_only: bool) -> Ledger:
+    """Open the ledger of the configured state directory, which must exist."""
+    if not os.path.isdir(settings.state.dir):
+        raise LedgerError(
+            f"there is no [state] dir {settings.state.dir}", hint="Has pmwatch run on this machine?"
+        )
+    return Ledger.open(settings.state.dir, read_only=read_only)

@@ -1,0 +1,64 @@
+"""`pmwatch sandbox`: a local ProcessMind to try things on."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pmwatch.cli import app
+from pmwatch.cli.common import console
+from pmwatch.config import split_listen
+from pmwatch.sandbox import SandboxServer, serve
+
+
+@app.command()
+def sandbox(
+    *,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where to serve; port 0 takes a free one.")
+    ] = "127.0.0.1:9100",
+    state: Annotated[
+        str | None,
+        typer.Option(
+            "--state", metavar="DIR", help="Keep tenants, keys and objects here [default: a new directory]."
+        ),
+    ] = None,
+    ready_file: Annotated[
+        str | None,
+        typer.Option(
+            "--ready-file",
+            metavar="FILE",
+            help="Write base_url, tenants and keys here, as JSON, once it serves.",
+        ),
+    ] = None,
+    tenants: Annotated[
+        int, typer.Option("--tenants", min=1, max=100, help="How many tenants a new sandbox has.")
+    ] = 1,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option("--fault", metavar="RULE", help='Answer with trouble, such as "PUT 503 x3".'),
+    ] = None,
+) -> None:
+    """Serve a local ProcessMind: its API, and storage that verifies presigned URLs as S3 does. Ends with Ctrl-C.
+
+    It asks nobody for permission to be looked at: keep it on this machine.
+    """
+    try:
+        host, port = split_listen(listen)
+    except ValueError as error:
+        raise typer.BadParameter(f"--listen {listen}: {error}") from None
+    directory = Path(state or tempfile.mkdtemp(prefix="pmwatch-sandbox-"))
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+
+    def tell(server: SandboxServer) -> None:
+        out = console()
+        out.print(f"ProcessMind sandbox on {server.base_url} (objects in {directory})")
+        for tenant in server.tenants:
+            out.print(f"tenant {tenant['name']}: id {tenant['id']}, API key {tenant['api_key']}")
+            for dataset in tenant["datasets"]:
+                for table in dataset["datatables"]:
+                    out.print(f"  {dataset['name']}/{table['name']}: {table['id']}")
+
+    serve(host, port, directory, Path(ready_file) if ready_file else None, fault or [], tell, tenants=tenants)

@@ -1,0 +1,98 @@
+"""`pmwatch status`: where everything is."""
+
+import time
+from typing import Any
+
+from rich.table import Table
+
+from pmwatch.cli import app
+from pmwatch.cli.common import (
+    ConfigOption,
+    JsonOption,
+    StateDirOption,
+    ask_daemon,
+    console,
+    open_ledger,
+    print_json,
+    settings_of,
+)
+from pmwatch.explain import as_dict
+from pmwatch.model import State, format_duration, format_size
+
+_SHOWN_STATES = ("queued", "uploading", "uploaded", "done", "held", "failed", "vanished")
+
+
+@app.command()
+def status(
+    *, config: ConfigOption = None, state_dir: StateDirOption = None, json: JsonOption = False
+) -> None:
+    """Show folders, what waits and why, and the latest files: from the running daemon, else from the ledger."""
+    settings = settings_of(config, state_dir=state_dir)
+    found = ask_daemon(settings, "/api/v1/status")
+    if found is None:
+        ledger = open_ledger(settings, read_only=True)
+        counts = ledger.counts()
+        found = {
+            "summary": "pmwatch does not run with this state directory; this is what its ledger says",
+            "folders": [
+                {
+                    "name": name,
+                    "up": False,
+                    "problem": "",
+                    "settling": 0,
+                    "states": {str(state): counts.get((name, state), 0) for state in State},
+                }
+                for name in sorted(
+                    {folder for folder, _ in counts} | {folder.name for folder in settings.folders}
+                )
+            ],
+            "gates": [],
+            "destinations": [],
+            "deliveries": [as_dict(delivery) for delivery in ledger.list(limit=20)],
+        }
+        ledger.close()
+    if json:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    out = console()
+    out.print(found["summary"])
+    table = Table("folder", "watch", "settling", *_SHOWN_STATES)
+    for folder in found["folders"]:
+        counts = [str(folder["states"].get(state, 0)) for state in _SHOWN_STATES]
+        table.add_row(folder["name"], "up" if folder["up"] else "down", str(folder["settling"]), *counts)
+    out.print(table)
+    for folder in found["folders"]:
+        if folder["problem"]:
+            out.print(f"folder {folder['name']}: {folder['problem']}\n  {folder.get('hint', '')}")
+    for gate in found["gates"]:
+        if not gate["open"]:
+            since = format_duration(gate["closed_seconds"])
+            out.print(f"waiting for {gate['name']} since {since}: {gate['message']}\n  {gate['hint']}")
+    for problem in found["destinations"]:
+        out.print(f"{problem['target']}: {problem['message']}\n  {problem['hint']}")
+    _show_deliveries(found["deliveries"][:20])
+
+
+def _show_deliveries(deliveries: list[dict[str, Any]]) -> None:
+    if not deliveries:
+        return
+    table = Table("id", "folder", "file", "size", "state", "why", "age")
+    now = time.time()
+    for delivery in deliveries:
+        state = delivery["state"] + (f" ({delivery['outcome']})" if delivery["outcome"] else "")
+        age = format_duration(now - delivery["settled_at"])
+        why = " ".join(part for part in (delivery["reason"], delivery["detail"]) if part)
+        table.add_row(
+            str(delivery["id"]),
+            delivery["folder"],
+            delivery["path"],
+            format_size(delivery["size"]),
+            state,
+            why,
+            age,
+        )
+    console().print(table)

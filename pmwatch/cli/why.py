@@ -1,0 +1,61 @@
+"""`pmwatch why PATH`: where one file is, and what it waits for."""
+
+import os
+import time
+from typing import Annotated
+
+import typer
+
+from pmwatch.cli import app
+from pmwatch.cli.common import (
+    ConfigOption,
+    JsonOption,
+    StateDirOption,
+    ask_daemon,
+    console,
+    print_json,
+    settings_of,
+)
+from pmwatch.explain import why as explain
+from pmwatch.ledger import Ledger
+from pmwatch.model import format_duration
+
+
+@app.command()
+def why(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A file in a drop folder, or one that was there.")
+    ],
+    *,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say where a file is and what it waits for, in plain words."""
+    settings = settings_of(config, state_dir=state_dir)
+    absolute = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
+    answer = ask_daemon(settings, "/api/v1/why", {"path": absolute})
+    if answer is None:
+        ledger = Ledger.open(settings.state.dir, read_only=True) if _has_ledger(settings.state.dir) else None
+        answer = explain(
+            os.fsencode(absolute), folders=settings.folders, ledger=ledger, candidates=None, now=time.time()
+        ).as_dict()
+        if ledger is not None:
+            ledger.close()
+    if json:
+        print_json(answer)
+        return
+    out = console()
+    folder = f" (folder {answer['folder']})" if answer["folder"] else ""
+    out.print(f"{answer['path']}{folder}: {answer['verdict']}")
+    for sentence in answer["sentences"]:
+        out.print(f"  {sentence}")
+    for delivery in answer["history"][1:]:
+        age = format_duration(time.time() - delivery["settled_at"])
+        out.print(
+            f"  Before that, {age} ago: {delivery['state']} {delivery['outcome']} {delivery['reason']}".rstrip()
+        )
+
+
+def _has_ledger(state_dir: str) -> bool:
+    return os.path.exists(os.path.join(state_dir, "ledger.db"))

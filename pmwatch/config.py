@@ -1,0 +1,503 @@
+"""Settings: flags > `PMWATCH_…` environment (scalars only) > TOML > defaults.
+
+Every section and entry is checked by itself, and a second pass checks the entries against each other over
+what parsed, so that one typo hides no other mistake. All problems are reported at once, as a `ConfigError`.
+"""
+
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from pmwatch.errors import ConfigError
+from pmwatch.model import AfterUpload, Dedup, Folder, Order, Target, Tenant, parse_duration, parse_size
+
+ENV_PREFIX: Final = "PMWATCH_"
+PLACEHOLDERS: Final = ("{tenant}", "{dataset}", "{datatable}")
+SECTIONS: Final = ("api", "state", "http", "log", "delivery", "defaults", "tenants", "folders")
+_HIDDEN_KEYS: Final = frozenset({"api_key"})
+_HTTP_OFF: Final = "off"
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, bool | int | float):
+        raise ValueError(f'a duration needs a unit: write "{value}s" for seconds')  # noqa: TRY004  pydantic wants ValueError
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+def _size(value: object) -> object:
+    if isinstance(value, bool | int | float):
+        raise ValueError(f'a size needs a unit: write "{value}B" or "{value}MiB"')  # noqa: TRY004  pydantic wants ValueError
+    return parse_size(value) if isinstance(value, str) else value
+
+
+Duration = Annotated[float, BeforeValidator(_duration), Field(ge=0)]
+Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A table of the configuration; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ApiSection(Section):
+    """How to reach ProcessMind and the storage behind its presigned URLs."""
+
+    base_url: NonEmpty = "https://api.processmind.com"
+    connect_timeout: Duration = 10.0
+    timeout: Duration = 60.0
+    stall_timeout: Duration = 60.0
+    ca_file: str = ""
+    allowed_upload_hosts: tuple[NonEmpty, ...] = ()
+
+
+class StateSection(Section):
+    """Where the ledger and the lock live."""
+
+    dir: NonEmpty = "/var/lib/pmwatch"
+
+
+class HttpSection(Section):
+    """The status page, the JSON API, metrics and health."""
+
+    listen: NonEmpty = "127.0.0.1:9108"
+    allowed_hosts: tuple[NonEmpty, ...] = ("localhost", "127.0.0.1", "[::1]")
+
+
+class LogSection(Section):
+    """What is logged to standard error, and how."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "text"] = "auto"
+
+
+class DeliverySection(Section):
+    """Uploading: how many at once, how long to try, how long to take leave."""
+
+    max_parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    retry_first: Duration = 1.0
+    retry_max: Duration = 300.0
+    give_up_after: Duration = 86400.0
+    shutdown_grace: Duration = 20.0
+    drain_timeout: Duration = 600.0
+
+
+class FolderOptions(Section):
+    """What `[defaults]` may set for every folder."""
+
+    include: tuple[NonEmpty, ...] = ()
+    exclude: tuple[NonEmpty, ...] = ()
+    recursive: bool = False
+    settle: Duration = 5.0
+    rescan_interval: Annotated[float, BeforeValidator(_duration), Field(ge=0.1)] = 300.0
+    dedup: Dedup = Dedup.CONTENT
+    order: Order = Order.ARRIVAL
+    after_upload: AfterUpload = AfterUpload.KEEP
+
+
+class TenantEntry(Section):
+    """One `[[tenants]]` entry."""
+
+    name: Name
+    id: NonEmpty
+    api_key: SecretStr | None = None
+    api_key_file: NonEmpty | None = None
+
+
+class FolderEntry(FolderOptions):
+    """One `[[folders]]` entry."""
+
+    name: Name
+    path: NonEmpty
+    tenant: str = ""
+    dataset: str = ""
+    datatable: str = ""
+    archive_dir: str = ""
+    quarantine_dir: str = ""
+
+
+class _Sources(BaseSettings):
+    """Merges flags, environment and TOML without judging them; `Settings.load` does that, entry by entry."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="_", env_nested_max_split=1, extra="allow"
+    )
+    toml: ClassVar[dict[str, Any]] = {}
+
+    api: dict[str, Any] = {}
+    state: dict[str, Any] = {}
+    http: dict[str, Any] = {}
+    log: dict[str, Any] = {}
+    delivery: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003  replaced by one that ignores an empty value
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  a service reads no .env by accident
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  keys have files of their own
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources, strongest first."""
+        environment = EnvSettingsSource(settings_cls, env_ignore_empty=True)
+        return init_settings, environment, InitSettingsSource(settings_cls, init_kwargs=cls.toml)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A configuration that passed every check."""
+
+    api: ApiSection
+    state: StateSection
+    http: HttpSection
+    log: LogSection
+    delivery: DeliverySection
+    tenants: tuple[Tenant, ...]
+    folders: tuple[Folder, ...]
+
+    @property
+    def listen(self) -> tuple[str, int] | None:
+        """Host and port to serve HTTP on, or None when it is off."""
+        return None if self.http.listen == _HTTP_OFF else split_listen(self.http.listen)
+
+
+def load(path: str | None, *, flags: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
+    """Read the configuration file `path` (None: environment and flags only). Raises ConfigError with all problems."""
+    raw = _merge(_read_toml(path), flags or {})
+    return _Reader(raw).settings()
+
+
+def split_listen(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError with what is allowed."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004  the largest TCP port
+        raise ValueError('write HOST:PORT, such as "127.0.0.1:9108", or "off"')
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host name or address is this machine itself."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _read_toml(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        hint = "Name the file with --config FILE or PMWATCH_CONFIG; config.example.toml documents every key."
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"], hint=hint) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
+
+
+def _merge(toml: dict[str, Any], flags: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    problems = [
+        f"{name}: {_show(name, toml[name])} is not a table; write [{name}]"
+        for name in _Sources.model_fields
+        if name in toml and not isinstance(toml[name], dict)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    sources = type("_SourcesWithToml", (_Sources,), {"toml": toml, "__module__": __name__})
+    try:
+        merged: dict[str, Any] = sources(
+            **{name: dict(section) for name, section in flags.items()}
+        ).model_dump()
+    except (SettingsError, ValidationError) as error:
+        raise ConfigError(
+            [f"environment: {type(error).__name__}: a {ENV_PREFIX}… variable cannot be read"]
+        ) from None
+    return merged
+
+
+_Model = TypeVar("_Model", bound=Section)
+
+
+class _Reader:
+    """Reads the merged tables, section by section, and collects problems on the way."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self._raw = raw
+        self._problems: list[str] = []
+
+    def settings(self) -> Settings:
+        self._unknown_sections()
+        api = self._section("api", ApiSection)
+        state = self._section("state", StateSection)
+        http = self._section("http", HttpSection)
+        log = self._section("log", LogSection)
+        delivery = self._section("delivery", DeliverySection)
+        tenants = self._tenants()
+        folders = self._folders(self._tenant_names())
+        self._problems += _api_problems(api) + _http_problems(http)
+        self._problems += list(_overlaps(folders)) + list(_own_directory_problems(folders, state))
+        if self._problems:
+            raise ConfigError(self._problems)
+        return Settings(api, state, http, log, delivery, tuple(tenants), tuple(folders))
+
+    def _unknown_sections(self) -> None:
+        for key in self._raw:
+            if key not in SECTIONS:
+                self._problems.append(f"{key}: unknown section{_nearest(key, SECTIONS)}")
+
+    def _section(self, name: str, model: type[_Model]) -> _Model:
+        return self._parse(name, model, self._raw.get(name, {})) or model()
+
+    def _parse(self, where: str, model: type[_Model], raw: Any) -> _Model | None:
+        """Validate one table, note its problems, and return it without the keys that were wrong."""
+        if not isinstance(raw, dict):
+            self._problems.append(f"{where}: {_show(where, raw)} is not a table")
+            return None
+        try:
+            return model.model_validate(raw)
+        except ValidationError as error:
+            wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+            self._problems += [_problem(where, model, detail) for detail in error.errors()]
+        try:
+            return model.model_validate({key: value for key, value in raw.items() if key not in wrong})
+        except ValidationError:
+            return None  # a required key is missing or wrong: reported above
+
+    def _entries(self, name: str) -> list[Any]:
+        entries = self._raw.get(name, [])
+        if isinstance(entries, list):
+            return entries
+        self._problems.append(f"{name}: write one [[{name}]] table for each")
+        return []
+
+    def _named(self, name: str) -> Iterator[tuple[str, Any]]:
+        """Yield where each entry stands, for messages, and the entry; note names that come twice."""
+        seen: dict[str, str] = {}
+        for index, entry in enumerate(self._entries(name), start=1):
+            entry_name = entry.get("name") if isinstance(entry, dict) else None
+            where = f"{name}[{index}]" + (f" {entry_name!r}" if isinstance(entry_name, str) else "")
+            if isinstance(entry_name, str) and entry_name in seen:
+                self._problems.append(f"{where}: name {entry_name!r} is already used by {seen[entry_name]}")
+            elif isinstance(entry_name, str):
+                seen[entry_name] = f"{name}[{index}]"
+            yield where, entry
+
+    def _tenant_names(self) -> frozenset[str]:
+        names = (entry.get("name") for entry in self._entries("tenants") if isinstance(entry, dict))
+        return frozenset(name for name in names if isinstance(name, str))
+
+    def _tenants(self) -> list[Tenant]:
+        tenants = []
+        for where, raw in self._named("tenants"):
+            entry = self._parse(where, TenantEntry, raw)
+            if entry is None:
+                continue
+            if entry.api_key is not None and entry.api_key_file is not None:
+                self._problems.append(f"{where}: give api_key or api_key_file, not both")
+            tenants.append(self._tenant(where, entry))
+        return tenants
+
+    def _tenant(self, where: str, entry: TenantEntry) -> Tenant:
+        key = entry.api_key.get_secret_value().strip() if entry.api_key else ""
+        credentials = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        key_file, from_systemd = entry.api_key_file or "", False
+        if not key and not key_file and credentials:
+            key_file, from_systemd = os.path.join(credentials, f"pmwatch-{entry.name}"), True
+        if not key and not key_file:
+            self._problems.append(
+                f"{where}: no API key; give api_key_file, api_key, or a systemd credential pmwatch-{entry.name}"
+            )
+        return Tenant(entry.name, entry.id, key, os.path.abspath(key_file) if key_file else "", from_systemd)
+
+    def _folders(self, tenants: frozenset[str]) -> list[Folder]:
+        raw_defaults = self._raw.get("defaults", {})
+        self._section("defaults", FolderOptions)
+        good = {key: value for key, value in raw_defaults.items() if _valid_option(key, value)}
+        folders = []
+        for where, raw in self._named("folders"):
+            entry = self._parse(where, FolderEntry, {**good, **raw} if isinstance(raw, dict) else raw)
+            if entry is not None:
+                self._problems += [f"{where}: {problem}" for problem in _folder_problems(entry, tenants)]
+                folders.append(_folder(entry, tenants))
+        if not self._entries("folders"):
+            self._problems.append(
+                "folders: there is none; add a [[folders]] entry with name, path, tenant, datatable"
+            )
+        return folders
+
+
+def _valid_option(key: str, value: Any) -> bool:
+    try:
+        FolderOptions.model_validate({key: value})
+    except ValidationError:
+        return False
+    return True
+
+
+def _problem(where: str, model: type[Section], detail: ErrorDetails) -> str:
+    """Put one pydantic error into plain words: the key, the value, what is allowed, the nearest known key."""
+    key = ".".join(str(part) for part in detail["loc"]) or "?"
+    known = tuple(model.model_fields)
+    if detail["type"] == "extra_forbidden":
+        allowed = "" if difflib.get_close_matches(key, known, n=1) else f"; known keys: {', '.join(known)}"
+        return f"{where}: {key}: unknown key{_nearest(key, known)}{allowed}"
+    if detail["type"] == "missing":
+        return f"{where}: {key}: missing; it is required"
+    if detail["type"] == "string_pattern_mismatch":
+        allowed = "letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit"
+        return f"{where}: {key}: {_show(key, detail['input'])}: allowed are {allowed}"
+    said = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {key}: {_show(key, detail['input'])}: {said[:1].lower()}{said[1:]}{_choice(detail)}"
+
+
+def _choice(detail: ErrorDetails) -> str:
+    expected = re.findall(r"'([^']+)'", str(detail.get("ctx", {}).get("expected", "")))
+    return _nearest(str(detail["input"]), expected) if expected else ""
+
+
+def _show(key: str, value: Any) -> str:
+    if key.split(".")[0] in _HIDDEN_KEYS or isinstance(value, dict | list):
+        return "the value"
+    return repr(value)
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def _api_problems(api: ApiSection) -> list[str]:
+    url = urlsplit(api.base_url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        return [f'api: base_url: {api.base_url!r} is not a URL; write "https://api.processmind.com"']
+    if url.scheme == "http" and not is_loopback(url.hostname):
+        return [f"api: base_url: {api.base_url!r}: http would show the API key to the network; use https"]
+    if url.query or url.fragment or url.username:
+        return ["api: base_url: write only scheme, host, port and path"]
+    return []
+
+
+def _http_problems(http: HttpSection) -> list[str]:
+    try:
+        if http.listen != _HTTP_OFF:
+            split_listen(http.listen)
+    except ValueError as error:
+        return [f"http: listen: {http.listen!r}: {error}"]
+    return []
+
+
+def _folder_problems(entry: FolderEntry, tenants: frozenset[str]) -> Iterator[str]:
+    levels = _split_path(entry.path)[1]
+    unknown = [level for level in levels if level not in PLACEHOLDERS]
+    if not os.path.isabs(entry.path):
+        yield f"path: {entry.path!r} is not absolute; write the whole path from /"
+    if unknown:
+        allowed = ", ".join(PLACEHOLDERS)
+        yield f"path: {unknown[0]!r} after a placeholder; each level there is one of {allowed}"
+    if len(set(levels)) != len(levels):
+        yield f"path: {entry.path!r} has a placeholder twice"
+    for key, value in (("tenant", entry.tenant), ("dataset", entry.dataset), ("datatable", entry.datatable)):
+        if value and f"{{{key}}}" in levels:
+            yield f"{key}: {value!r} is given, and the path has {{{key}}} as well; remove one"
+    if not entry.tenant and "{tenant}" not in levels:
+        yield "tenant: missing; name a [[tenants]] entry, or put {tenant} into the path"
+    if entry.tenant and entry.tenant not in tenants:
+        known = f"; known tenants: {', '.join(sorted(tenants)) or 'none'}"
+        yield f"tenant: {entry.tenant!r} is not a [[tenants]] entry{_nearest(entry.tenant, sorted(tenants)) or known}"
+    if not entry.datatable and "{datatable}" not in levels:
+        yield 'datatable: missing; give an id, a name "Dataset/Table", or put {datatable} into the path'
+    for key in ("archive_dir", "quarantine_dir"):
+        value = getattr(entry, key)
+        if value and not os.path.isabs(value):
+            yield f"{key}: {value!r} is not absolute; write the whole path from /"
+
+
+def _split_path(path: str) -> tuple[str, tuple[str, ...]]:
+    """Return the root of a path with placeholders, and the levels from the first placeholder on."""
+    parts = os.path.normpath(path).split("/")
+    first = next((index for index, part in enumerate(parts) if "{" in part), len(parts))
+    return "/".join(parts[:first]) or "/", tuple(parts[first:])
+
+
+def _folder(entry: FolderEntry, tenants: frozenset[str]) -> Folder:
+    root, levels = _split_path(entry.path)
+    own = os.path.join(root, ".pmwatch")
+    return Folder(
+        name=entry.name,
+        root=os.fsencode(root),
+        levels=levels,
+        target=Target(entry.tenant, entry.datatable, entry.dataset),
+        include=entry.include,
+        exclude=entry.exclude,
+        recursive=entry.recursive,
+        settle_seconds=entry.settle,
+        rescan_seconds=entry.rescan_interval,
+        dedup=entry.dedup,
+        order=entry.order,
+        after_upload=entry.after_upload,
+        archive_dir=os.fsencode(os.path.normpath(entry.archive_dir or os.path.join(own, "archive"))),
+        quarantine_dir=os.fsencode(os.path.normpath(entry.quarantine_dir or os.path.join(own, "quarantine"))),
+        tenants=tenants,
+    )
+
+
+def _contains(outer: bytes, inner: bytes) -> bool:
+    """Tell whether `inner` is `outer` or lies below it, symbolic links resolved."""
+    outer, inner = os.path.realpath(outer), os.path.realpath(inner)
+    return inner == outer or inner.startswith(outer.rstrip(b"/") + b"/")
+
+
+def _looks_into(outer: Folder, inner: Folder) -> bool:
+    """Tell whether files directly in the root of `inner` are also files of `outer`."""
+    same = os.path.realpath(outer.root) == os.path.realpath(inner.root)
+    return same or ((outer.recursive or bool(outer.levels)) and _contains(outer.root, inner.root))
+
+
+def _overlaps(folders: Sequence[Folder]) -> Iterator[str]:
+    for index, second in enumerate(folders):
+        for first in folders[:index]:
+            if _looks_into(first, second) or _looks_into(second, first):
+                yield (
+                    f"folders {second.name!r}: path: {os.fsdecode(second.root)!r} overlaps with folder "
+                    f"{first.name!r} ({os.fsdecode(first.root)!r}); a file must belong to one folder only"
+                )
+
+
+def _own_directory_problems(folders: Sequence[Folder], state: StateSection) -> Iterator[str]:
+    for folder in folders:
+        if _contains(folder.root, os.fsencode(os.path.abspath(state.dir))):
+            yield f"state: dir: {state.dir!r} lies inside the watched folder {folder.name!r}; put it elsewhere"
+        for key in ("archive_dir", "quarantine_dir"):
+            own: bytes = getattr(folder, key)
+            if own == folder.root:
+                yield f"folders {folder.name!r}: {key}: it is the watched directory itself"
+            if _contains(folder.root, own):
+                continue  # inside its own folder it is never looked into, and overlapping folders are refused
+            for other in folders:
+                if other is not folder and _contains(other.root, own):
+                    yield (
+                        f"folders {folder.name!r}: {key}: {os.fsdecode(own)!r} lies inside the watched folder "
+                        f"{other.name!r}; its files would be uploaded again"
+                    )

@@ -1,0 +1,1 @@
+"""From a settled file to done: claim, presign, PUT, verify, dispose."""

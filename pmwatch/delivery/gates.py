@@ -1,0 +1,125 @@
+"""Gates: the pause shared by all deliveries that need one API key or one storage host.
+
+A gate closes on trouble of the destination, so that no file burns attempts on it. When its time has come, one
+delivery goes through as a probe; its luck opens the gate or closes it for longer. State lives in memory only:
+after a restart every gate is open, and the first delivery finds out.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from pmwatch.delivery.retry import RetryPolicy
+from pmwatch.errors import PmwatchError
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One gate as it stands. Times are epoch seconds; `closed_at` 0.0 means open."""
+
+    name: str
+    closed_at: float = 0.0
+    opens_at: float = 0.0
+    probing: bool = False
+    reason: str = ""
+    message: str = ""
+    hint: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether deliveries flow."""
+        return self.closed_at == 0.0
+
+
+class Gates:
+    """All gates, by name: a tenant's name, or a storage host. `changed` is told of each opening and closing."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        now: Callable[[], float],
+        changed: Callable[[Gate], None] = lambda _: None,
+    ) -> None:
+        self._policy = policy
+        self._now = now
+        self._changed = changed
+        self._gates: dict[str, Gate] = {}
+        self._hosts: dict[str, str] = {}  # the storage host that a tenant's URLs last pointed to
+        self._lock = threading.Lock()
+
+    def add(self, name: str) -> None:
+        """Show a gate from the start, open."""
+        with self._lock:
+            self._gates.setdefault(name, Gate(name))
+
+    def shut_for(self, tenants: list[str]) -> list[str]:
+        """Return the tenants of whom nothing may be claimed now, for their own gate or their storage's."""
+        with self._lock:
+            return [
+                tenant for tenant in tenants if any(not self._passable(name) for name in self._path(tenant))
+            ]
+
+    def _path(self, tenant: str) -> list[str]:
+        return [tenant, self._hosts[tenant]] if tenant in self._hosts else [tenant]
+
+    def _passable(self, name: str) -> bool:
+        gate = self._gates.get(name)
+        return gate is None or gate.is_open or (not gate.probing and self._now() >= gate.opens_at)
+
+    def enter(self, name: str) -> bool:
+        """Go through, as the probe where the gate is closed and its time has come. False: turn back."""
+        with self._lock:
+            if not self._passable(name):
+                return False
+            gate = self._gates.setdefault(name, Gate(name))
+            if not gate.is_open:
+                self._gates[name] = replace(gate, probing=True)
+            return True
+
+    def points_to(self, tenant: str, host: str) -> None:
+        """Remember which storage host a tenant's URLs point to."""
+        with self._lock:
+            self._hosts[tenant] = host
+
+    def succeeded(self, name: str) -> None:
+        """Open the gate: somebody got through."""
+        with self._lock:
+            before = self._gates.get(name, Gate(name))
+            self._gates[name] = Gate(name)
+        if not before.is_open:
+            self._changed(Gate(name))
+
+    def left(self, name: str) -> None:
+        """A probe ended without saying anything about the destination; another may try."""
+        with self._lock:
+            if name in self._gates:
+                self._gates[name] = replace(self._gates[name], probing=False)
+
+    def failed(self, name: str, error: PmwatchError, *, retry_after: float | None = None) -> None:
+        """Close the gate, for `retry_after` seconds where the other side said so, else by back-off."""
+        now = self._now()
+        with self._lock:
+            before = self._gates.get(name, Gate(name))
+            closed_at = before.closed_at or now
+            wait = retry_after if retry_after is not None else self._policy.wait(now - closed_at)
+            gate = Gate(name, closed_at, now + wait, False, error.reason, error.message, error.hint)
+            self._gates[name] = gate
+        if before.is_open or before.reason != gate.reason:
+            self._changed(gate)
+
+    def try_now(self, name: str) -> None:
+        """Let a closed gate be probed at once: the key file changed, or somebody asks."""
+        with self._lock:
+            if name in self._gates:
+                self._gates[name] = replace(self._gates[name], opens_at=0.0)
+
+    def all(self) -> list[Gate]:
+        """Return every gate."""
+        with self._lock:
+            return list(self._gates.values())
+
+    def next_opening(self) -> float | None:
+        """Return when (epoch seconds) the next closed gate may be probed."""
+        waits = [gate.opens_at for gate in self.all() if not gate.is_open and not gate.probing]
+        return min(waits, default=None)

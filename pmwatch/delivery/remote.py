@@ -1,0 +1,103 @@
+"""The remote end as a delivery sees it: resolve, presign, put. The narrow seam that tests may replace."""
+
+import os
+from collections.abc import Mapping
+from typing import Protocol
+
+from pmwatch.errors import DestinationUnknown, KeyRejected
+from pmwatch.model import Delivery, Destination, Fingerprint, Target, Tenant
+from pmwatch.processmind import Client, Http, Receipt, Storage, resolve
+from pmwatch.processmind.keys import KeyRing
+from pmwatch.processmind.storage import OpenBody
+
+
+class Remote(Protocol):
+    """What a worker needs of the other side; every method raises the errors of `errors.RemoteError`."""
+
+    def resolve(self, target: Target) -> Destination:
+        """Return the ids that a target's names stand for."""
+
+    def presign(self, delivery: Delivery, source: Fingerprint) -> str:
+        """Return a URL for one PUT of this source."""
+
+    def put(
+        self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool
+    ) -> Receipt:
+        """Send the bytes of a fresh body to the URL; the receipt confirms exactly these."""
+
+
+class ProcessMindRemote:
+    """The real remote end: the API with each tenant's key, and the storage that its URLs point to."""
+
+    def __init__(
+        self, *, http: Http, storage: Storage, base_url: str, tenants: Mapping[str, Tenant], keys: KeyRing
+    ) -> None:
+        self._http = http
+        self._storage = storage
+        self._base_url = base_url
+        self._tenants = tenants
+        self._keys = keys
+
+    def _client(self, tenant: str) -> Client:
+        if tenant not in self._tenants:
+            raise DestinationUnknown(
+                f"tenant {tenant!r} is not in the configuration", hint="Add it under [[tenants]]."
+            )
+        return Client(self._keys.key(tenant), base_url=self._base_url, http=self._http)
+
+    def resolve(self, target: Target) -> Destination:
+        """Return the ids that a target's names stand for."""
+        client = self._client(target.tenant)
+        try:
+            return resolve(client, self._tenants[target.tenant].id, target)
+        except KeyRejected as error:
+            if not self._keys.refresh(target.tenant):
+                raise self._with_hint(error, target.tenant) from None
+            return resolve(self._client(target.tenant), self._tenants[target.tenant].id, target)
+
+    def presign(self, delivery: Delivery, source: Fingerprint) -> str:
+        """Return a URL for one PUT; a refused key is read again from its file once before it counts."""
+        tenant = delivery.target.tenant
+        try:
+            return self._presign(delivery, source)
+        except KeyRejected as error:
+            if not self._keys.refresh(tenant):
+                raise self._with_hint(error, tenant) from None
+            return self._presign(delivery, source)
+
+    def _presign(self, delivery: Delivery, source: Fingerprint) -> str:
+        destination = delivery.destination
+        assert destination is not None
+        url = self._client(delivery.target.tenant).presigned_upload_url(
+            destination.tenant_id,
+            destination.datatable_id,
+            dataset_id=destination.dataset_id,
+            filename=api_filename(delivery.path),
+            size=source.size,
+            mtime_ms=source.mtime_ns // 1_000_000,
+        )
+        self._storage.check_url(url)
+        return url
+
+    def _with_hint(self, error: KeyRejected, tenant: str) -> KeyRejected:
+        hint = f"The key of tenant {tenant!r} is wrong, revoked or of another tenant. {self._keys.renewal_hint(tenant)}"
+        return KeyRejected(error.message, hint=hint, status=error.status, request_id=error.request_id)
+
+    def put(
+        self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool
+    ) -> Receipt:
+        """Send the bytes of a fresh body to the URL."""
+        return self._storage.put(url, open_body, size=size, filename=filename, only_if_absent=only_if_absent)
+
+
+def api_filename(path: bytes) -> str:
+    """Return the name to tell the API: UTF-8 as it is; other bytes and control characters as `%XX`.
+
+    >>> api_filename("in/größe\\n".encode() + b"\\xff.csv")
+    'größe%0A%FF.csv'
+    """
+    text = os.path.basename(path).decode("utf-8", "surrogateescape")
+    return "".join(
+        character if character.isprintable() else "".join(f"%{byte:02X}" for byte in os.fsencode(character))
+        for character in text
+    )

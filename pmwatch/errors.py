@@ -1,0 +1,228 @@
+"""The error tree. Lower errors (httpx, SQLAlchemy, OSError) are translated once, at the boundary.
+
+    PmwatchError                     hint: what a person should do next; decision: what pmwatch does
+    ├── ConfigError                  the configuration's text is wrong; exit 78
+    ├── LockedError                  another pmwatch holds the state directory
+    ├── LedgerError                  the ledger cannot be used
+    ├── FolderDown                   a folder cannot be read now; it comes back by itself
+    ├── KeyUnavailable               a tenant's API key cannot be read now          (gate)
+    ├── SourceError                  trouble of one file
+    │   ├── SourceVanished           it is gone
+    │   ├── SourceChanged            it is no longer the version that settled
+    │   └── SourceUnreadable         it cannot be opened or read                    (retry)
+    ├── RemoteError                  trouble with the remote end
+    │   ├── Unreachable              no connection, DNS, TLS, time-out              (gate)
+    │   ├── AnswerLost               sent, but nobody knows whether it arrived      (retry)
+    │   ├── Throttled                429 or 503: come back later                    (gate)
+    │   ├── KeyRejected              401 or 403 from the API                        (gate)
+    │   ├── UrlExpired               the presigned URL is no longer valid           (retry)
+    │   ├── AlreadyThere             412: an earlier PUT to this URL arrived
+    │   ├── ServerFault              5xx, or an answer that makes no sense          (gate)
+    │   ├── DestinationUnknown       the tenant, dataset or datatable is not there  (retry)
+    │   ├── ChecksumMismatch         the storage holds something else than was sent (retry)
+    │   └── Rejected                 the request will never be accepted as it is    (fail)
+    ├── Interrupted                  pmwatch itself stopped the attempt             (retry)
+    └── DisposeError                 the source could not be archived or deleted    (retry)
+
+No message ever holds an API key, a presigned URL, or the text of a lower exception.
+"""
+
+from enum import StrEnum
+
+
+class Decision(StrEnum):
+    """What pmwatch does about an error of a delivery."""
+
+    RETRY = "retry"
+    GATE = "gate"
+    FAIL = "fail"
+    HOLD = "hold"
+
+
+class ExitCode:
+    """Exit codes of the commands; systemd must not restart after USAGE and CONFIG."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    CONFIG = 78
+
+
+class PmwatchError(Exception):
+    """Any error that pmwatch explains. `reason` is a stable short word for metrics, logs and the ledger."""
+
+    reason = "error"
+    decision = Decision.FAIL
+    of_file = True  # whether it counts against the file (`give_up_after`), or is trouble of the destination
+
+    def __init__(self, message: str, *, hint: str = "", reason: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if reason is not None:
+            self.reason = reason
+
+
+class ConfigError(PmwatchError):
+    """The configuration is wrong. `problems` lists all that was found, one line each."""
+
+    reason = "config"
+
+    def __init__(self, problems: list[str], *, hint: str = "") -> None:
+        super().__init__("\n".join(problems), hint=hint)
+        self.problems = problems
+
+
+class LockedError(PmwatchError):
+    """Another pmwatch holds the state directory."""
+
+    reason = "locked"
+
+
+class LedgerError(PmwatchError):
+    """The ledger cannot be opened, read or written."""
+
+    reason = "ledger"
+
+
+class FolderDown(PmwatchError):
+    """A folder cannot be watched or read now; it is tried again with back-off."""
+
+    reason = "folder_down"
+
+
+class KeyUnavailable(PmwatchError):
+    """A tenant's API key cannot be read now."""
+
+    reason = "key_unavailable"
+    decision = Decision.GATE
+
+
+class SourceError(PmwatchError):
+    """Trouble of one file."""
+
+    reason = "source"
+    decision = Decision.RETRY
+
+
+class SourceVanished(SourceError):
+    """The source is gone."""
+
+    reason = "vanished"
+
+
+class SourceChanged(SourceError):
+    """The source is no longer the version that settled."""
+
+    reason = "source_changed"
+
+
+class SourceUnreadable(SourceError):
+    """The source cannot be opened or read."""
+
+    reason = "unreadable"
+
+
+class RemoteError(PmwatchError):
+    """Trouble with the remote end. `status` is the HTTP status, `code` S3's XML code, `request_id` theirs."""
+
+    reason = "remote"
+    decision = Decision.RETRY
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        reason: str | None = None,
+        status: int | None = None,
+        code: str = "",
+        request_id: str = "",
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, reason=reason)
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+
+class Unreachable(RemoteError):
+    """The request never reached the server: connection, DNS, TLS or time-out before it was sent."""
+
+    reason = "unreachable"
+    decision = Decision.GATE
+
+
+class AnswerLost(RemoteError):
+    """The request was sent, but no answer came: it may or may not have arrived."""
+
+    reason = "answer_lost"
+
+
+class Throttled(RemoteError):
+    """429 or 503: the server asks to come back later (`retry_after`, seconds, where it says when)."""
+
+    reason = "throttled"
+    decision = Decision.GATE
+
+
+class KeyRejected(RemoteError):
+    """The API refused the key (401 or 403)."""
+
+    reason = "key_rejected"
+    decision = Decision.GATE
+
+
+class UrlExpired(RemoteError):
+    """The presigned URL is no longer valid; a new one is needed."""
+
+    reason = "url_expired"
+
+
+class AlreadyThere(RemoteError):
+    """412 to `If-None-Match: *`: an earlier PUT to this URL arrived."""
+
+    reason = "already_there"
+
+
+class ServerFault(RemoteError):
+    """5xx, or an answer that makes no sense."""
+
+    reason = "server_fault"
+    decision = Decision.GATE
+
+
+class DestinationUnknown(RemoteError):
+    """The tenant, dataset or datatable does not exist, or its name is not unique."""
+
+    reason = "destination_unknown"
+    of_file = False
+
+
+class ChecksumMismatch(RemoteError):
+    """The storage confirmed other bytes than those that were sent."""
+
+    reason = "checksum_mismatch"
+
+
+class Rejected(RemoteError):
+    """The remote end will never accept this request as it is."""
+
+    reason = "rejected"
+    decision = Decision.FAIL
+
+
+class Interrupted(PmwatchError):
+    """pmwatch itself stopped the attempt: shutdown after the grace."""
+
+    reason = "interrupted"
+    decision = Decision.RETRY
+    of_file = False
+
+
+class DisposeError(PmwatchError):
+    """The source could not be archived or deleted after the upload; the upload itself is safe."""
+
+    reason = "dispose"
+    decision = Decision.RETRY

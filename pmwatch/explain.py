@@ -1,0 +1,161 @@
+"""`why`: where a file is and what it waits for, in plain words. Answers from the ledger, and live where it can."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pmwatch.files import look
+from pmwatch.intake.evidence import no_writer
+from pmwatch.intake.rules import Rules
+from pmwatch.intake.settle import Candidate
+from pmwatch.ledger import Ledger
+from pmwatch.model import (
+    Delivery,
+    Fingerprint,
+    Folder,
+    State,
+    display,
+    file_kind,
+    format_duration,
+    format_size,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known of a path. `verdict` is one word, `sentences` are for people, `history` newest first."""
+
+    path: str
+    folder: str
+    verdict: str
+    sentences: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "path": self.path,
+            "folder": self.folder,
+            "verdict": self.verdict,
+            "sentences": self.sentences,
+            "history": self.history,
+        }
+
+
+def why(
+    path: bytes,
+    *,
+    folders: Iterable[Folder],
+    ledger: Ledger | None,
+    candidates: Mapping[str, Candidate | None] | None,
+    now: float,
+) -> Answer:
+    """Explain one absolute path. `candidates` are the settling files by folder, None where pmwatch does not run."""
+    found = next(
+        ((folder, below) for folder in folders if (below := _below(folder.root, path)) is not None), None
+    )
+    shown = display(path)
+    if found is None:
+        return Answer(shown, "", "unwatched", ["No folder of the configuration contains it."])
+    folder, below = found
+    history = ledger.find(folder.name, below) if ledger is not None else []
+    sentences = (
+        [] if candidates is not None else ["pmwatch does not run with this configuration: not watched now."]
+    )
+    verdict, said = _verdict(folder, below, history, (candidates or {}).get(folder.name), now)
+    if history and ledger is not None:
+        said += _waits(history[0], ledger, now)
+    return Answer(shown, folder.name, verdict, sentences + said, [as_dict(delivery) for delivery in history])
+
+
+def _below(root: bytes, path: bytes) -> bytes | None:
+    path = os.path.normpath(path)
+    prefix = root.rstrip(b"/") + b"/"
+    return path[len(prefix) :] if path.startswith(prefix) else None
+
+
+def _verdict(
+    folder: Folder, below: bytes, history: list[Delivery], candidate: Candidate | None, now: float
+) -> tuple[str, list[str]]:
+    st = look(folder.root, below)
+    mapped = Rules(folder).map(below)
+    if candidate is not None:
+        age = format_duration(now - candidate.seen_at)
+        return "settling", [
+            f"Seen {age} ago; it may still be written.",
+            f"It waits for {candidate.waits_for}.",
+        ]
+    newest = history[0] if history else None
+    if st is None and newest is None:
+        return "absent", ["It is not there, and the ledger never saw it."]
+    if newest is not None and (st is None or newest.fingerprint.same_content_as(Fingerprint.of(st))):
+        return str(newest.state), [_state_sentence(newest, now)]
+    if mapped.target is None:
+        return "ignored", [f"It is ignored: {mapped.reason}."]
+    assert st is not None
+    if file_kind(st.st_mode):
+        return "ignored", [f"It is a {file_kind(st.st_mode)}, not a regular file."]
+    if st.st_size == 0:
+        return "settling", ["It is empty; it waits for content."]
+    evidence = no_writer(folder.root, below).sentence
+    return "new", [f"It is not in the ledger in its present form; the next look takes it up ({evidence})."]
+
+
+def _state_sentence(delivery: Delivery, now: float) -> str:
+    size, target = format_size(delivery.fingerprint.size), delivery.target
+    age = format_duration(max(0.0, now - (delivery.finished_at or delivery.settled_at)))
+    because = f" ({delivery.reason}: {delivery.detail})" if delivery.reason else ""
+    sentences = {
+        State.QUEUED: f"It is complete ({size}) and waits for its upload to {target}{because}.",
+        State.UPLOADING: f"It is being uploaded to {target} ({size}), attempt {delivery.attempts}.",
+        State.UPLOADED: f"It reached {target}; its source is still to be archived or deleted{because}.",
+        State.DONE: f"It ended as {delivery.outcome} {age} ago ({size}, SHA-256 {delivery.sha256[:12] or 'unknown'}…).",
+        State.HELD: f"It is held for a person{because}.",
+        State.FAILED: f"It failed {age} ago{because}. Once the cause is gone: pmwatch retry {delivery.id}",
+        State.VANISHED: f"The version that had settled was gone before its upload{because}.",
+    }
+    return sentences[delivery.state]
+
+
+def _waits(delivery: Delivery, ledger: Ledger, now: float) -> list[str]:
+    said = []
+    if delivery.state is State.QUEUED and delivery.not_before > now:
+        said.append(f"The next attempt is due in {format_duration(delivery.not_before - now)}.")
+    if delivery.state is State.QUEUED and delivery.destination is None:
+        said.append("Its datatable's name is not resolved to an id yet.")
+    blocker = ledger.blocker(delivery) if delivery.state is State.QUEUED else None
+    if blocker is not None:
+        said.append(
+            f"An earlier file goes first: {blocker.display_path} of folder {blocker.folder} ({blocker.state})."
+        )
+    if delivery.state is State.DONE and delivery.duplicate_of:
+        first = ledger.get(delivery.duplicate_of)
+        if first is not None:
+            said.append(f"The same content went before as {first.display_path} of folder {first.folder}.")
+    return said
+
+
+def as_dict(delivery: Delivery) -> dict[str, Any]:
+    """Return a delivery for JSON; the presigned URL is a secret and stays out."""
+    return {
+        "id": delivery.id,
+        "folder": delivery.folder,
+        "path": delivery.display_path,
+        "target": str(delivery.target),
+        "state": str(delivery.state),
+        "outcome": delivery.outcome,
+        "reason": delivery.reason,
+        "detail": delivery.detail,
+        "size": delivery.fingerprint.size,
+        "sha256": delivery.sha256,
+        "etag": delivery.etag,
+        "attempts": delivery.attempts,
+        "seen_at": delivery.seen_at,
+        "settled_at": delivery.settled_at,
+        "uploaded_at": delivery.uploaded_at,
+        "finished_at": delivery.finished_at,
+        "not_before": delivery.not_before,
+        "duplicate_of": delivery.duplicate_of,
+        "location": display(delivery.location),
+    }

@@ -1,0 +1,88 @@
+"""Opening and stating files that strangers write: below a directory descriptor, following no link."""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from pmwatch.errors import SourceUnreadable, SourceVanished
+from pmwatch.model import display, file_kind
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block the open
+_GONE: Final = (FileNotFoundError, NotADirectoryError)
+
+
+@contextmanager
+def parent_directory(root: bytes, path: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield a descriptor of the directory that holds `path` below `root`, and the last name.
+
+    No component below the root may be a symbolic link. Raises SourceVanished or SourceUnreadable.
+    """
+    *directories, name = path.split(b"/")
+    fd = _open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, None, path)
+    try:
+        for directory in directories:
+            inner = _open(directory, _DIRECTORY, fd, path)
+            os.close(fd)
+            fd = inner
+        yield fd, name
+    finally:
+        os.close(fd)
+
+
+def open_regular(root: bytes, path: bytes) -> int:
+    """Return a descriptor for reading of the regular file `path` below `root`.
+
+    Raises SourceVanished where it is gone, SourceUnreadable where it is no regular file or may not be read.
+    """
+    with parent_directory(root, path) as (directory, name):
+        fd = _open(name, _FILE, directory, path)
+    kind = file_kind(os.fstat(fd).st_mode)
+    if kind:
+        os.close(fd)
+        raise SourceUnreadable(f"{display(path)} is a {kind}, not a regular file")
+    os.set_blocking(fd, True)
+    return fd
+
+
+def look(root: bytes, path: bytes) -> os.stat_result | None:
+    """Return what lies at `path` below `root`, following no link; None where nothing (readable) does."""
+    try:
+        with parent_directory(root, path) as (directory, name):
+            return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except (SourceVanished, SourceUnreadable, *_GONE):
+        return None
+    except OSError:
+        return None
+
+
+def _open(name: bytes, flags: int, directory: int | None, path: bytes) -> int:
+    try:
+        return os.open(name, flags, dir_fd=directory)
+    except FileNotFoundError:
+        raise SourceVanished(f"{display(path)} is gone") from None
+    except NotADirectoryError:
+        raise SourceVanished(f"{display(path)} is gone: a directory above it is none any more") from None
+    except PermissionError:
+        raise SourceUnreadable(
+            f"{display(path)} may not be read",
+            hint="Give pmwatch's user read access to it and to its directory.",
+        ) from None
+    except OSError as error:
+        raise SourceUnreadable(f"{display(path)} cannot be opened: {error.strerror}") from None
+
+
+def is_regular(st: os.stat_result) -> bool:
+    """Tell whether a stat result is of a regular file."""
+    return stat.S_ISREG(st.st_mode)
+
+
+def sync_directory(directory: bytes) -> None:
+    """Make renames and new names in a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,45 @@
+"""Which file system a path lies on, from /proc/self/mountinfo (proc(5))."""
+
+import os
+import re
+from typing import Final
+
+NETWORK_FILE_SYSTEMS: Final = frozenset(
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "9p",
+        "afs",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "fuse.sshfs",
+        "fuse.rclone",
+    }
+)
+"""File systems on which SQLite's locks and shared memory do not hold (sqlite.org, "Use Of Memory-Mapped I/O" and WAL)."""
+
+
+def file_system_type(path: bytes, *, mountinfo: str = "/proc/self/mountinfo") -> str:
+    """Return the type of the file system under `path`, such as `ext4`; empty where it cannot be told."""
+    real = os.path.realpath(path)
+    best, kind = b"", ""
+    try:
+        with open(mountinfo, "rb") as lines:
+            for line in lines:
+                fields, _, rest = line.partition(b" - ")
+                mount = _unescape(fields.split(b" ")[4])
+                inside = real == mount or real.startswith(mount.rstrip(b"/") + b"/")
+                if inside and len(mount) >= len(best):  # of two mounts on one place the later one is seen
+                    best, kind = mount, rest.split(b" ")[0].decode()
+    except OSError:
+        return ""
+    return kind
+
+
+def _unescape(field: bytes) -> bytes:
+    """Undo the octal escapes that the kernel writes for blanks and backslashes."""
+    return re.sub(rb"\\(\d{3})", lambda match: bytes([int(match[1], 8)]), field)

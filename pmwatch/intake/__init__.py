@@ -1,0 +1,1 @@
+"""From disk to a settled file: watch, scan, settle."""

@@ -1,0 +1,83 @@
+"""Evidence that a file is complete. Each piece answers yes, no or unknown, with a sentence for people."""
+
+import fcntl
+import os
+import signal
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from pmwatch.errors import SourceError
+from pmwatch.files import open_regular
+from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
+
+_EPOCH_SLACK_NS: Final = 24 * 3600 * 1_000_000_000
+
+
+class Answer(StrEnum):
+    """What a piece of evidence says to "is it complete?"."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One piece of evidence."""
+
+    answer: Answer
+    sentence: str
+
+
+def quietens_leases() -> None:
+    """Ignore SIGIO, which the kernel sends to the holder of a broken lease and which kills by default.
+
+    Must be called from the main thread, once.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+
+
+def no_writer(root: bytes, path: bytes) -> Evidence:
+    """Ask the kernel for a read lease: it is refused while any local process has the file open for writing.
+
+    Taken and given back in one step, for a held lease stalls the writer (fcntl(2), "Leases"). Unknown for
+    files of another owner without CAP_LEASE, and where other machines may write.
+    """
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return Evidence(Answer.UNKNOWN, "this system has no leases")
+    kind = file_system_type(os.path.join(root, os.path.dirname(path)))
+    if kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse"):
+        return Evidence(Answer.UNKNOWN, f"on {kind} writers on other machines cannot be seen")
+    try:
+        fd = open_regular(root, path)
+    except SourceError as error:
+        return Evidence(Answer.UNKNOWN, error.message)
+    try:
+        return _lease(fd)
+    finally:
+        os.close(fd)
+
+
+def _lease(fd: int) -> Evidence:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return Evidence(Answer.NO, "a process on this machine has it open for writing")
+    except PermissionError:
+        return Evidence(Answer.UNKNOWN, "its owner is another user, and CAP_LEASE is missing")
+    except OSError as error:
+        return Evidence(Answer.UNKNOWN, f"no lease to be had here ({error.strerror})")
+    return Evidence(Answer.YES, "no process on this machine has it open for writing")
+
+
+def renamed_into_place(*, renamed: bool, mtime_ns: int) -> Evidence:
+    """Judge an arrival: a rename brings a whole file, unless its mtime is 1970, as rsync leaves a torn one."""
+    if not renamed:
+        return Evidence(Answer.UNKNOWN, "it was not seen being renamed into place")
+    if mtime_ns < _EPOCH_SLACK_NS:
+        return Evidence(
+            Answer.UNKNOWN, "it was renamed into place with an mtime of 1970, as a broken-off rsync does"
+        )
+    return Evidence(Answer.YES, "it was renamed into place")

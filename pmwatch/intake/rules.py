@@ -1,0 +1,105 @@
+"""Which files of a folder are wanted, and where each goes: ignore rules, filters and the path's placeholders."""
+
+import fnmatch
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import Final
+
+from pmwatch.model import READABLE_TYPES, Folder, Target
+
+UNFINISHED_NAMES: Final = (
+    ".*",
+    "~*",
+    "*~",
+    "*.tmp",
+    "*.temp",
+    "*.part",
+    "*.partial",
+    "*.filepart",
+    "*.crdownload",
+    "*.swp",
+    "*.lock",
+    "lu*.tmp",
+)
+"""Names of files that somebody is still writing, or that only accompany one: ignored in every folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What the rules say of a path: its target, or the reason why it has none."""
+
+    target: Target | None
+    reason: str = ""
+
+
+class Rules:
+    """The rules of one folder, compiled once. Paths are bytes below the root."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._unfinished = _compile(UNFINISHED_NAMES)
+        self._include = _compile(folder.include or tuple(f"*.{kind}" for kind in READABLE_TYPES))
+        self._exclude = _compile(folder.exclude)
+        self._own = tuple(
+            os.path.relpath(own, folder.root) for own in folder.own_dirs if _is_below(own, folder.root)
+        )
+
+    def map(self, path: bytes) -> Mapped:
+        """Return where a file goes, or why it does not: ignored name, unsupported type, excluded, unmapped."""
+        text = os.fsdecode(path)
+        directory, name = os.path.split(text)
+        if any(path == own or path.startswith(own + b"/") for own in self._own):
+            return Mapped(None, "kept by pmwatch itself")
+        unfinished = next((part for part in text.split("/") if self._unfinished.match(part)), None)
+        if unfinished is not None:
+            return Mapped(None, "unfinished name")
+        if not _matches(self._include, text, name):
+            return Mapped(None, "not included" if self._folder.include else "unsupported type")
+        if self._folder.exclude and _matches(self._exclude, text, name):
+            return Mapped(None, "excluded")
+        return self._fill(directory.split("/") if directory else [])
+
+    def _fill(self, directories: list[str]) -> Mapped:
+        """Read the placeholders' values off the directories."""
+        levels, folder = self._folder.levels, self._folder
+        if len(directories) < len(levels):
+            return Mapped(None, f"unmapped: not inside {'/'.join(levels)}")
+        if len(directories) > len(levels) and not folder.recursive:
+            return Mapped(None, "in a sub-directory, and the folder is not recursive")
+        values = {level.strip("{}"): value for level, value in zip(levels, directories, strict=False)}
+        tenant = values.get("tenant", folder.target.tenant)
+        if tenant not in folder.tenants:
+            return Mapped(None, f"unmapped: there is no tenant {tenant!r}")
+        if any("\udc80" <= character <= "\udcff" for value in values.values() for character in value):
+            return Mapped(None, "unmapped: a directory name is not UTF-8")
+        return Mapped(replace(folder.target, **values))
+
+    def enters(self, path: bytes) -> bool:
+        """Tell whether a scan or a watch goes into this directory below the root."""
+        depth = path.count(b"/") + 1
+        if depth > len(self._folder.levels) and not self._folder.recursive:
+            return False
+        if any(path == own for own in self._own):
+            return False
+        return self._unfinished.match(os.fsdecode(os.path.basename(path))) is None
+
+    @property
+    def deep(self) -> bool:
+        """Tell whether any sub-directory is looked into."""
+        return self._folder.recursive or bool(self._folder.levels)
+
+
+def _is_below(path: bytes, root: bytes) -> bool:
+    return path.startswith(root.rstrip(b"/") + b"/")
+
+
+def _compile(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Compile globs into one case-insensitive pattern; none match nothing."""
+    if not patterns:
+        return re.compile(r"(?!)")
+    return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns), re.IGNORECASE)
+
+
+def _matches(pattern: re.Pattern[str], path: str, name: str) -> bool:
+    return pattern.match(name) is not None or pattern.match(path) is not None

@@ -1,0 +1,74 @@
+"""One pmwatch for one state directory: a lock that ends with the process, whatever kills it."""
+
+import fcntl
+import json
+import os
+from typing import Any
+
+from pmwatch.errors import LockedError
+
+_NAME = "pmwatch.lock"
+
+
+class StateLock:
+    """Holds `DIR/pmwatch.lock` with flock(2). The file tells who holds it and where it answers HTTP."""
+
+    def __init__(self, state_dir: str) -> None:
+        self.path = os.path.join(state_dir, _NAME)
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock, or raise LockedError naming the holder's PID."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise self._locked() from None
+        self._fd = fd
+        self.publish()
+
+    def _locked(self) -> LockedError:
+        pid = read_holder(os.path.dirname(self.path)).get("pid", "unknown")
+        return LockedError(
+            f"another pmwatch (PID {pid}) already uses {os.path.dirname(self.path)}",
+            hint=f"Stop it (kill {pid}), or give this one a [state] dir of its own.",
+        )
+
+    def publish(self, **facts: str) -> None:
+        """Write the PID and `facts` (such as `http="127.0.0.1:9108"`) where other commands find them."""
+        assert self._fd is not None
+        text = json.dumps({"pid": os.getpid(), **facts}).encode()
+        os.pwrite(self._fd, text, 0)
+        os.ftruncate(self._fd, len(text))
+
+    def release(self) -> None:
+        """Give the lock back. Does nothing where it is not held."""
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = None
+
+
+def read_holder(state_dir: str) -> dict[str, Any]:
+    """Return what the running pmwatch published, or an empty dict where none runs."""
+    path = os.path.join(state_dir, _NAME)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _parse(os.pread(fd, 4096, 0))
+    finally:
+        os.close(fd)
+    return {}  # nobody holds it: what stands there is left over
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}

@@ -1,0 +1,846 @@
+"""The transitions of a delivery, each a compare-and-set, and the questions asked of the ledger."""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import (
+    Connection,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.pool import NullPool, QueuePool
+
+from pmwatch.errors import LedgerError
+from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
+from pmwatch.ledger.schema import counts, deliveries, destinations, lanes, migrate
+from pmwatch.ledger.writer import Writer, make_engine, translate
+from pmwatch.model import (
+    WAITING,
+    Dedup,
+    Delivery,
+    Destination,
+    Fingerprint,
+    Order,
+    Outcome,
+    Settled,
+    State,
+    Target,
+)
+
+MAX_RECOVERIES: Final = 5
+"""A delivery that was under way when the process died this many times is held for a person."""
+
+DISPOSAL_LEASE_SECONDS: Final = 60.0
+"""How long a disposal may take before somebody else tries it; repeating one is harmless."""
+
+_FILE_NAME: Final = "ledger.db"
+_FOLDER_REMOVED: Final = "folder_removed"
+_CHUNK: Final = 500  # paths in one IN (…); SQLite takes 999 variables in its oldest builds
+_d = deliveries.c
+T = TypeVar("T")
+_Row = Any  # SQLAlchemy 2.0 and 2.1 disagree on the parameters of Row
+
+
+class StaleClaim(LedgerError):
+    """The delivery is not in the state that its caller believed; somebody else moved it."""
+
+    reason = "stale_claim"
+
+
+class Verdict(StrEnum):
+    """What dedup says about a delivery whose hash is known."""
+
+    SEND = "send"
+    DUPLICATE = "duplicate"
+    UNCHANGED = "unchanged"
+    WAIT = "wait"
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A verdict, and which delivery it rests on (0: none). `older` tells that newer versions went in between."""
+
+    verdict: Verdict
+    of: int = 0
+    older: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the ledger holds about a path: enough to tell whether a look at it is news."""
+
+    fingerprint: Fingerprint
+    state: State
+    kept: bool
+
+    def is_news(self, seen: Fingerprint) -> bool:
+        """Tell whether the file that was just seen still has to be entered.
+
+        A changed ctime, inode or device alone is no news (chown, hard link, remount); any file is, where
+        pmwatch had moved or deleted the one before it.
+        """
+        if self.state is State.VANISHED or not self.kept:
+            return True
+        return not self.fingerprint.same_content_as(seen)
+
+
+def lane_of(target: Target, destination: Destination | None, order: Order) -> str:
+    """Return the name of the queue in which files of one datatable wait for each other."""
+    key = f"{destination.tenant_id}/{destination.datatable_id}" if destination else f"?{target}"
+    return key if order is Order.ARRIVAL else f"{key}~"
+
+
+class Ledger:
+    """Deliveries on disk. Safe to use from many threads; every write is on the disk when its method returns."""
+
+    def __init__(self, path: str, *, read_only: bool = False) -> None:
+        self.path = path
+        self._readers = make_engine(path, begin="BEGIN", pool=QueuePool, read_only=read_only)
+        self._writing = None if read_only else make_engine(path, begin="BEGIN IMMEDIATE", pool=NullPool)
+        self._writer = Writer(self._writing) if self._writing else None
+
+    @classmethod
+    def open(cls, state_dir: str, *, read_only: bool = False) -> "Ledger":
+        """Open (and create or migrate, unless `read_only`) the ledger of a state directory.
+
+        Raises LedgerError where it cannot be used: damaged, newer, on a network file system, not writable.
+        """
+        path = os.path.join(state_dir, _FILE_NAME)
+        kind = file_system_type(os.fsencode(state_dir))
+        if kind in NETWORK_FILE_SYSTEMS:
+            raise LedgerError(
+                f"{state_dir} lies on a network file system ({kind}), where SQLite's locks do not hold",
+                hint="Put [state] dir on a local disk.",
+            )
+        if read_only and not os.path.exists(path):
+            raise LedgerError(
+                f"there is no ledger in {state_dir}", hint="Has pmwatch run with this [state] dir?"
+            )
+        try:
+            ledger = cls(path, read_only=read_only)
+            if not read_only:
+                os.chmod(path, 0o600)  # presigned URLs are secrets until they expire
+                ledger._write(migrate)
+        except OSError as error:
+            raise LedgerError(f"{path}: {error.strerror}", hint="Check the owner of [state] dir.") from None
+        except (DBAPIError, sqlite3.Error) as error:
+            raise (
+                translate(error) if isinstance(error, DBAPIError) else LedgerError(f"{path}: {error}")
+            ) from None
+        return ledger
+
+    def close(self) -> None:
+        """Close every connection."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._writing is not None:
+            self._writing.dispose()
+        self._readers.dispose()
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        if self._writer is None:
+            raise LedgerError("the ledger was opened for reading only")
+        return self._writer.run(work)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        try:
+            with self._readers.connect() as connection:
+                return work(connection)
+        except DBAPIError as error:
+            raise translate(error) from None
+
+    # ---- start ------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise LedgerError where SQLite finds the file damaged."""
+        said = self._read(lambda c: c.exec_driver_sql("PRAGMA quick_check(1)").scalar_one())
+        if said != "ok":
+            raise LedgerError(
+                f"the ledger is damaged: {said}", hint=f"Keep {self.path} aside and restore it from a backup."
+            )
+
+    def recover(self) -> int:
+        """Give back what was under way when the process before this one ended; return how many. Idempotent.
+
+        A remembered URL makes the reason `answer_lost`: the bytes may have arrived. What was under way
+        `MAX_RECOVERIES` times is held, for it may be what kills the process.
+        """
+
+        def work(c: Connection) -> int:
+            c.execute(update(deliveries).where(_d.state == State.UPLOADED).values(not_before=0.0))
+            rows = c.execute(select(deliveries).where(_d.state == State.UPLOADING)).all()
+            for row in rows:
+                tries = row.recoveries + 1
+                held = tries >= MAX_RECOVERIES
+                reason = "crash_loop" if held else "answer_lost" if row.presigned_url else "interrupted"
+                detail = f"pmwatch died {tries} times while uploading it" if held else ""
+                to = State.HELD if held else State.QUEUED
+                values = {"recoveries": tries, "reason": reason, "detail": detail}
+                _move(
+                    c,
+                    row.id,
+                    row.folder,
+                    State.UPLOADING,
+                    to,
+                    values | ({"presigned_url": ""} if held else {}),
+                )
+            return len(rows)
+
+        return self._write(work)
+
+    def retarget(self, folder: str, target_of: Callable[[bytes], tuple[Target, Order] | None]) -> int:
+        """Point waiting deliveries of `folder` to where the configuration says now; return how many changed.
+
+        Also forgets resolved names, so that they are asked for again.
+        """
+
+        def work(c: Connection) -> int:
+            changed = 0
+            columns = (_d.id, _d.path, _d.tenant, _d.dataset, _d.datatable, _d.lane)
+            rows = c.execute(select(*columns).where(_d.folder == folder, _d.state == State.QUEUED)).all()
+            for row in rows:
+                found = target_of(row.path)
+                if found is None:
+                    continue
+                values = _target_values(c, *found)
+                if (row.tenant, row.dataset, row.datatable, row.lane) != tuple(
+                    values[key] for key in ("tenant", "dataset", "datatable", "lane")
+                ):
+                    c.execute(update(deliveries).where(_d.id == row.id).values(**values, presigned_url=""))
+                    changed += 1
+            return changed
+
+        return self._write(work)
+
+    def adopt(self, folders: Iterable[str]) -> None:
+        """Hold what waits for folders that are no longer configured; release it where they are back."""
+        known = tuple(folders)
+
+        def work(c: Connection) -> None:
+            gone = select(_d.id, _d.folder).where(_d.state == State.QUEUED, _d.folder.not_in(known))
+            detail = "its folder is no longer in the configuration"
+            for row in c.execute(gone).all():
+                values = {"reason": _FOLDER_REMOVED, "detail": detail, "presigned_url": ""}
+                _move(c, row.id, row.folder, State.QUEUED, State.HELD, values)
+            back = select(_d.id, _d.folder).where(
+                _d.state == State.HELD, _d.reason == _FOLDER_REMOVED, _d.folder.in_(known)
+            )
+            for row in c.execute(back).all():
+                _move(c, row.id, row.folder, State.HELD, State.QUEUED, {"reason": "", "detail": ""})
+
+        self._write(work)
+
+    def forget_destinations(self) -> None:
+        """Forget which ids names stood for, so that they are resolved anew."""
+        self._write(lambda c: c.execute(delete(destinations)) and None)
+
+    # ---- intake -----------------------------------------------------------------------------------------
+
+    def known(self, folder: str, paths: Sequence[bytes]) -> dict[bytes, Known]:
+        """Return what the ledger holds about these paths; those it never saw are absent."""
+
+        def work(c: Connection) -> dict[bytes, Known]:
+            found = {}
+            for start in range(0, len(paths), _CHUNK):
+                condition = and_(
+                    _d.folder == folder, _d.path.in_(paths[start : start + _CHUNK]), _d.current == 1
+                )
+                for row in c.execute(select(*_FINGERPRINT, _d.path, _d.state, _d.kept).where(condition)):
+                    found[row.path] = Known(_fingerprint(row), State(row.state), bool(row.kept))
+            return found
+
+        return self._read(work)
+
+    def enqueue(self, files: Sequence[Settled]) -> list[int]:
+        """Enter settled files in this order, each unless it is no news; return the ids of what was queued."""
+        return self._write(lambda c: [id_ for file in files if (id_ := _enqueue(c, file))])
+
+    # ---- delivery ---------------------------------------------------------------------------------------
+
+    def claim(self, *, now: float, without_tenants: Iterable[str] = ()) -> Delivery | None:
+        """Claim the next delivery that may go: its attempt is counted, and it is `uploading` from now on.
+
+        Lanes take turns. In an ordered lane only the first may go, and only when none is under way.
+        """
+        without = tuple(without_tenants)
+
+        def work(c: Connection) -> Delivery | None:
+            given = {"now": now, "without": without}
+            row = c.execute(_NEXT_ORDERED, given).first() or c.execute(_NEXT_UNORDERED, given).first()
+            if row is None:
+                return None
+            claimed = {"attempts": row.attempts + 1, "claimed_at": now}
+            _move(c, row.id, row.folder, State.QUEUED, State.UPLOADING, claimed)
+            c.execute(_TAKE_TURN, {"of_lane": row.lane, "at": int(now * 1e6)})
+            return _delivery(c.execute(_BY_ID, {"of_id": row.id}).one())
+
+        return self._write(work)
+
+    def next_due(self, *, now: float) -> float | None:
+        """Return when (epoch seconds) the next waiting delivery may be tried; None where none waits for a time."""
+        query = select(func.min(_d.not_before)).where(
+            _d.state.in_((State.QUEUED, State.UPLOADED)), _d.not_before > now
+        )
+        due = self._read(lambda c: c.execute(query).scalar_one())
+        return None if due is None else float(due)
+
+    def decide(self, delivery: Delivery, sha256: str, policy: Dedup) -> Decided:
+        """Say whether this content still has to go; where it has, the hash is reserved against an equal one."""
+        return self._write(lambda c: _decide(c, delivery, sha256, policy))
+
+    def may_repeat(self, delivery: Delivery) -> bool:
+        """Tell whether some other delivery to this datatable has the same size, so that its hash matters."""
+        assert delivery.destination is not None
+        query = select(
+            exists().where(
+                _d.tenant_id == delivery.destination.tenant_id,
+                _d.datatable_id == delivery.destination.datatable_id,
+                _d.size == delivery.fingerprint.size,
+                _d.id != delivery.id,
+            )
+        )
+        return bool(self._read(lambda c: c.execute(query).scalar_one()))
+
+    def remember_url(self, delivery: Delivery, url: str, fingerprint: Fingerprint) -> None:
+        """Keep the presigned URL, and the look at the source that it was asked for, before the first byte goes."""
+        values = {"presigned_url": url, **_fingerprint_values(fingerprint)}
+        self._write(lambda c: _move_claimed(c, delivery, State.UPLOADING, values))
+
+    def uploaded(
+        self, delivery: Delivery, *, sha256: str, etag: str, detail: str, now: float, dispose: bool
+    ) -> None:
+        """The storage confirmed exactly these bytes. Without `dispose` the source stays, and that is the end."""
+        values: dict[str, Any] = {"sha256": sha256, "etag": etag, "detail": detail, "uploaded_at": now}
+        values |= {"outcome": Outcome.UPLOADED, "reason": ""} | _ending(now, dispose=dispose)
+        self._write(lambda c: _move_claimed(c, delivery, State.UPLOADED if dispose else State.DONE, values))
+
+    def duplicate(self, delivery: Delivery, *, sha256: str, of: int, now: float, dispose: bool) -> None:
+        """The content had gone before: nothing is sent, and the source is disposed of like an uploaded one."""
+        values: dict[str, Any] = {"sha256": sha256, "duplicate_of": of, "outcome": Outcome.DUPLICATE}
+        values |= {"reason": "duplicate"} | _ending(now, dispose=dispose)
+        self._write(lambda c: _move_claimed(c, delivery, State.UPLOADED if dispose else State.DONE, values))
+
+    def unchanged(self, delivery: Delivery) -> None:
+        """Only times changed on a kept file: drop the row, and let the one before it know the new look."""
+
+        def work(c: Connection) -> None:
+            _require_claim(c, delivery)
+            c.execute(delete(deliveries).where(_d.id == delivery.id))
+            _count(c, delivery.folder, State.UPLOADING, -1)
+            look = _fingerprint_values(delivery.fingerprint)
+            c.execute(update(deliveries).where(_d.id == delivery.previous_id).values(current=1, **look))
+
+        self._write(work)
+
+    def claim_disposal(self, *, now: float) -> Delivery | None:
+        """Claim an uploaded delivery whose source still has to be archived or deleted, for a minute."""
+        query = (
+            select(deliveries)
+            .where(_d.state == State.UPLOADED, _d.not_before <= now)
+            .order_by(_d.seq)
+            .limit(1)
+        )
+        if self._read(lambda c: c.execute(query).first()) is None:
+            return None
+
+        def work(c: Connection) -> Delivery | None:
+            row = c.execute(query).first()
+            if row is None:
+                return None
+            _move(
+                c,
+                row.id,
+                row.folder,
+                State.UPLOADED,
+                State.UPLOADED,
+                {"not_before": now + DISPOSAL_LEASE_SECONDS},
+            )
+            return _delivery(row)
+
+        return self._write(work)
+
+    def disposed(self, delivery: Delivery, *, location: bytes, kept: bool, now: float) -> None:
+        """The source was archived at `location`, deleted, or left because it is a newer version (`kept`)."""
+        values = {"location": location, "kept": int(kept), "finished_at": now, "not_before": 0.0}
+        if delivery.outcome == Outcome.UPLOADED:
+            values |= {"reason": "", "detail": ""}
+        self._write(
+            lambda c: _move(c, delivery.id, delivery.folder, State.UPLOADED, State.DONE, values) and None
+        )
+
+    def dispose_later(self, delivery: Delivery, *, reason: str, detail: str, not_before: float) -> None:
+        """The source could not be disposed of; try again at `not_before`. The upload itself is safe."""
+        values = {"reason": reason, "detail": detail, "not_before": not_before}
+        self._write(
+            lambda c: _move(c, delivery.id, delivery.folder, State.UPLOADED, State.UPLOADED, values) and None
+        )
+
+    def give_back(
+        self, delivery: Delivery, *, reason: str, detail: str, not_before: float, failed_at: float, url: str
+    ) -> None:
+        """Back to the queue. `failed_at` is when trouble of this file began (0: no trouble of its own).
+
+        `url` is the presigned URL to repeat against, or empty for a new one.
+        """
+        values = {"reason": reason, "detail": detail, "not_before": not_before, "first_failed_at": failed_at}
+        values |= {"presigned_url": url, "inflight_sha256": None}
+        self._write(lambda c: _move_claimed(c, delivery, State.QUEUED, values))
+
+    def end(
+        self, delivery: Delivery, to: State, *, reason: str, detail: str, now: float, location: bytes = b""
+    ) -> None:
+        """End a claimed delivery as held, failed or vanished."""
+        values = {"reason": reason, "detail": detail, "finished_at": now, "location": location}
+        values |= {"kept": int(not location)} | _SETTLED_VALUES
+        self._write(lambda c: _move_claimed(c, delivery, to, values))
+
+    def moved(self, delivery: Delivery, location: bytes) -> None:
+        """A failed source now lies at `location` (quarantine)."""
+        change = update(deliveries).where(_d.id == delivery.id).values(location=location, kept=0)
+        self._write(lambda c: c.execute(change) and None)
+
+    # ---- destinations -----------------------------------------------------------------------------------
+
+    def unresolved(self) -> list[Target]:
+        """Return the targets of queued deliveries whose names are not resolved to ids yet."""
+        query = select(_d.tenant, _d.dataset, _d.datatable).where(
+            _d.state == State.QUEUED, _d.datatable_id == ""
+        )
+        rows = self._read(lambda c: c.execute(query.distinct()).all())
+        return [Target(row.tenant, row.datatable, row.dataset) for row in rows]
+
+    def resolve(self, target: Target, destination: Destination) -> None:
+        """Record which ids a target's names stand for, for waiting deliveries and for later ones."""
+
+        def work(c: Connection) -> None:
+            key = {"tenant": target.tenant, "dataset": target.dataset, "datatable": target.datatable}
+            ids = _destination_values(destination)
+            same = and_(*(destinations.c[name] == value for name, value in key.items()))
+            c.execute(delete(destinations).where(same))
+            c.execute(insert(destinations).values(**key, **ids))
+            waiting = and_(*(_d[name] == value for name, value in key.items()), _d.datatable_id == "")
+            for order in Order:
+                old, new = lane_of(target, None, order), lane_of(target, destination, order)
+                c.execute(update(deliveries).where(waiting, _d.lane == old).values(lane=new, **ids))
+                _ensure_lane(c, new, order)
+
+        self._write(work)
+
+    # ---- operators --------------------------------------------------------------------------------------
+
+    def requeue(self, ids: Sequence[int]) -> int:
+        """Queue failed or held deliveries again, from where their source lies now; return how many."""
+
+        def work(c: Connection) -> int:
+            values = {
+                "reason": "retry",
+                "detail": "",
+                "not_before": 0.0,
+                "first_failed_at": 0.0,
+                "recoveries": 0,
+            }
+            values |= {"finished_at": 0.0, "presigned_url": ""}
+            done = 0
+            for id_ in ids:
+                row = c.execute(select(_d.folder, _d.state).where(_d.id == id_)).first()
+                if row is not None and row.state in (State.FAILED, State.HELD):
+                    done += _move(c, id_, row.folder, State(row.state), State.QUEUED, values)
+            return done
+
+        return self._write(work)
+
+    # ---- questions --------------------------------------------------------------------------------------
+
+    def find(self, folder: str, path: bytes) -> list[Delivery]:
+        """Return every delivery of a path, newest first."""
+        query = select(deliveries).where(_d.folder == folder, _d.path == path).order_by(_d.id.desc())
+        return [_delivery(row) for row in self._read(lambda c: c.execute(query).all())]
+
+    def get(self, id_: int) -> Delivery | None:
+        """Return one delivery."""
+        row = self._read(lambda c: c.execute(select(deliveries).where(_d.id == id_)).first())
+        return _delivery(row) if row is not None else None
+
+    def list(
+        self, *, states: Iterable[State] = (), folder: str | None = None, limit: int = 100
+    ) -> "list[Delivery]":
+        """Return the newest deliveries, of some states and of one folder where asked."""
+        query = select(deliveries).order_by(_d.seq.desc()).limit(limit)
+        wanted = tuple(states)
+        if wanted:
+            query = query.where(_d.state.in_(wanted))
+        if folder is not None:
+            query = query.where(_d.folder == folder)
+        return [_delivery(row) for row in self._read(lambda c: c.execute(query).all())]
+
+    def blocker(self, delivery: Delivery) -> Delivery | None:
+        """Return the earlier delivery for which a queued one of an ordered lane waits, if any."""
+        query = select(deliveries).where(
+            _d.lane == _lane_of_id(delivery.id), _d.state.in_(WAITING), _d.seq < delivery.seq
+        )
+        if not self._read(lambda c: c.execute(_lane_is_ordered(delivery.id)).scalar()):
+            return None
+        row = self._read(lambda c: c.execute(query.order_by(_d.seq).limit(1)).first())
+        return _delivery(row) if row is not None else None
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Return how many deliveries there are by folder and state, from a table kept in the same transactions."""
+        rows = self._read(lambda c: c.execute(select(counts)).all())
+        return {(row.folder, row.state): row.n for row in rows}
+
+    def total(self, *states: State) -> int:
+        """Return how many deliveries are in any of these states."""
+        return sum(n for (_, state), n in self.counts().items() if state in states)
+
+    def oldest_pending(self) -> dict[str, float]:
+        """Return, by folder, when (epoch seconds) the oldest delivery settled that is not uploaded yet."""
+        query = select(_d.folder, func.min(_d.settled_at).label("at")).where(_d.state.in_(WAITING))
+        rows = self._read(lambda c: c.execute(query.group_by(_d.folder)).all())
+        return {row.folder: row.at for row in rows}
+
+    def last_success(self) -> dict[str, float]:
+        """Return, by folder, when (epoch seconds) a file last reached its datatable."""
+
+        def work(c: Connection) -> dict[str, float]:
+            found = {}
+            for folder in c.execute(select(counts.c.folder).distinct()).scalars().all():
+                at = c.execute(select(func.max(_d.uploaded_at)).where(_d.folder == folder)).scalar_one()
+                if at:
+                    found[folder] = float(at)
+            return found
+
+        return self._read(work)
+
+    def blocked(self) -> dict[str, int]:
+        """Return, by folder, how many files wait behind an earlier one that is being retried."""
+        head = deliveries.alias("head")
+        first = (
+            select(func.min(_d.seq))
+            .where(_d.lane == lanes.c.lane, _d.state.in_(WAITING))
+            .correlate(lanes)
+            .scalar_subquery()
+        )
+        retried = (
+            select(lanes.c.lane, head.c.seq)
+            .select_from(lanes)
+            .join(head, and_(head.c.lane == lanes.c.lane, head.c.seq == first))
+            .where(lanes.c.ordered == 1, head.c.first_failed_at > 0)
+            .subquery()
+        )
+        query = (
+            select(_d.folder, func.count().label("n"))
+            .join(retried, and_(_d.lane == retried.c.lane, _d.seq > retried.c.seq))
+            .where(_d.state == State.QUEUED)
+            .group_by(_d.folder)
+        )
+        return {row.folder: row.n for row in self._read(lambda c: c.execute(query).all())}
+
+    def paths(self, folder: str) -> Iterator[bytes]:
+        """Yield every path of a folder that the ledger knows."""
+        query = select(_d.path).where(_d.folder == folder, _d.current == 1)
+        yield from self._read(lambda c: c.execute(query).scalars().all())
+
+
+# ---- statements -----------------------------------------------------------------------------------------
+
+_FINGERPRINT: Final = (_d.size, _d.mtime_ns, _d.ctime_ns, _d.inode, _d.device)
+_SETTLED_VALUES: Final[dict[str, Any]] = {
+    "presigned_url": "",
+    "inflight_sha256": None,
+    "first_failed_at": 0.0,
+}
+_FRESH_VALUES: Final[dict[str, Any]] = {
+    "state": State.QUEUED,
+    "outcome": "",
+    "reason": "",
+    "detail": "",
+    "sha256": "",
+    "etag": "",
+    "recoveries": 0,
+    "not_before": 0.0,
+    "claimed_at": 0.0,
+    "uploaded_at": 0.0,
+    "finished_at": 0.0,
+    "duplicate_of": 0,
+    "kept": 1,
+    "location": b"",
+    **_SETTLED_VALUES,
+}
+
+
+def _next_of_lanes(choice: Select[Any]) -> Select[Any]:
+    """Build the query for the delivery that `choice` picks in a lane, over all lanes, longest unserved first."""
+    chosen = deliveries.alias("chosen")
+    return (
+        select(chosen.c.id, chosen.c.folder, chosen.c.attempts, lanes.c.lane)
+        .select_from(lanes)
+        .join(chosen, chosen.c.id == choice.correlate(lanes).scalar_subquery())
+        .where(
+            chosen.c.not_before <= bindparam("now"),
+            chosen.c.datatable_id != "",
+            chosen.c.tenant.not_in(bindparam("without", expanding=True)),
+        )
+        .order_by(lanes.c.turn)
+        .limit(1)
+    )
+
+
+def _next_ordered() -> Select[Any]:
+    head = select(_d.id).where(_d.lane == lanes.c.lane, _d.state == State.QUEUED).order_by(_d.seq).limit(1)
+    other = deliveries.alias("other")
+    busy = exists().where(other.c.lane == lanes.c.lane, other.c.state == State.UPLOADING)
+    return _next_of_lanes(head).where(lanes.c.ordered == 1, ~busy.correlate(lanes))
+
+
+def _next_unordered() -> Select[Any]:
+    due = _d.not_before <= bindparam("now")
+    first = select(_d.id).where(_d.lane == lanes.c.lane, _d.state == State.QUEUED, due)
+    return _next_of_lanes(first.order_by(_d.seq).limit(1)).where(lanes.c.ordered == 0)
+
+
+@lru_cache(maxsize=256)
+def _move_statement(names: tuple[str, ...], *, with_attempt: bool) -> Update:
+    condition = and_(_d.id == bindparam("of_id"), _d.state == bindparam("of_state"))
+    if with_attempt:
+        condition = and_(condition, _d.attempts == bindparam("of_attempt"))
+    return (
+        update(deliveries)
+        .where(condition)
+        .values({name: bindparam(f"new_{name}") for name in (*names, "state")})
+    )
+
+
+# Built once: composing a statement costs more than SQLite needs to run it.
+_NEXT_ORDERED: Final = _next_ordered()
+_NEXT_UNORDERED: Final = _next_unordered()
+_BY_ID: Final = select(deliveries).where(_d.id == bindparam("of_id"))
+_CURRENT: Final = select(deliveries).where(
+    _d.folder == bindparam("of_folder"), _d.path == bindparam("of_path"), _d.current == 1
+)
+_LAST_SEQ: Final = select(func.max(_d.seq))
+_INSERT: Final = insert(deliveries)
+_TAKE_TURN: Final = update(lanes).where(lanes.c.lane == bindparam("of_lane")).values(turn=bindparam("at"))
+_LANE: Final = select(lanes.c.lane).where(lanes.c.lane == bindparam("of_lane"))
+_ADD_COUNT: Final = (
+    update(counts)
+    .where(counts.c.folder == bindparam("of_folder"), counts.c.state == bindparam("of_state"))
+    .values(n=counts.c.n + bindparam("by"))
+)
+_RESOLVED: Final = select(destinations).where(
+    *(destinations.c[name] == bindparam(name) for name in ("tenant", "dataset", "datatable"))
+)
+
+
+def _fingerprint(row: _Row) -> Fingerprint:
+    return Fingerprint(row.size, row.mtime_ns, row.ctime_ns, row.inode, row.device)
+
+
+def _fingerprint_values(look: Fingerprint) -> dict[str, int]:
+    return {name: getattr(look, name) for name in ("size", "mtime_ns", "ctime_ns", "inode", "device")}
+
+
+def _destination_values(destination: Destination | None) -> dict[str, str]:
+    ids = destination or Destination("", "", "")
+    return {"tenant_id": ids.tenant_id, "dataset_id": ids.dataset_id, "datatable_id": ids.datatable_id}
+
+
+def _target_values(c: Connection, target: Target, order: Order) -> dict[str, str]:
+    """Return the columns of a target, with its ids where they are known, and make sure that its lane exists."""
+    names = {"tenant": target.tenant, "dataset": target.dataset, "datatable": target.datatable}
+    row = c.execute(_RESOLVED, names).first()
+    destination = Destination(row.tenant_id, row.dataset_id, row.datatable_id) if row is not None else None
+    lane = lane_of(target, destination, order)
+    _ensure_lane(c, lane, order)
+    return names | {"lane": lane} | _destination_values(destination)
+
+
+def _ensure_lane(c: Connection, lane: str, order: Order) -> None:
+    if c.execute(_LANE, {"of_lane": lane}).first() is None:
+        c.execute(insert(lanes).values(lane=lane, ordered=int(order is Order.ARRIVAL), turn=0))
+
+
+def _ending(now: float, *, dispose: bool) -> dict[str, Any]:
+    """Return what a confirmed delivery becomes: done, or leased to the one who disposes of its source."""
+    if dispose:
+        return _SETTLED_VALUES | {"not_before": now + DISPOSAL_LEASE_SECONDS}
+    return _SETTLED_VALUES | {"not_before": 0.0, "finished_at": now}
+
+
+def _lane_of_id(id_: int) -> Any:
+    return select(_d.lane).where(_d.id == id_).scalar_subquery()
+
+
+def _lane_is_ordered(id_: int) -> Select[Any]:
+    return select(lanes.c.ordered).where(lanes.c.lane == _lane_of_id(id_))
+
+
+def _count(c: Connection, folder: str, state: str, by: int) -> None:
+    if c.execute(_ADD_COUNT, {"of_folder": folder, "of_state": state, "by": by}).rowcount == 0:
+        c.execute(insert(counts).values(folder=folder, state=state, n=by))
+
+
+def _move(
+    c: Connection,
+    id_: int,
+    folder: str,
+    source: State,
+    to: State,
+    values: dict[str, Any],
+    *,
+    attempt: int | None = None,
+) -> bool:
+    """Move a delivery from one state to another, if it is (still) in the first; raise StaleClaim otherwise."""
+    statement = _move_statement(tuple(sorted(values)), with_attempt=attempt is not None)
+    given = {f"new_{name}": value for name, value in values.items()}
+    given |= {"of_id": id_, "of_state": source, "new_state": to, "of_attempt": attempt}
+    if c.execute(statement, given).rowcount != 1:
+        raise StaleClaim(f"delivery {id_} is no longer {source}")
+    if source != to:
+        _count(c, folder, source, -1)
+        _count(c, folder, to, 1)
+    return True
+
+
+def _move_claimed(c: Connection, delivery: Delivery, to: State, values: dict[str, Any]) -> None:
+    """Move what this claim holds; the attempt number tells it from a claim that was given back since."""
+    _move(c, delivery.id, delivery.folder, State.UPLOADING, to, values, attempt=delivery.attempts)
+
+
+def _require_claim(c: Connection, delivery: Delivery) -> None:
+    _move_claimed(c, delivery, State.UPLOADING, {})
+
+
+def _enqueue(c: Connection, file: Settled) -> int:
+    """Enter one settled file; return its delivery's id, or 0 where it is no news."""
+    row = c.execute(_CURRENT, {"of_folder": file.folder, "of_path": file.path}).first()
+    if row is None:
+        return _insert(c, file, previous_id=0)
+    known = Known(_fingerprint(row), State(row.state), bool(row.kept))
+    if not known.is_news(file.fingerprint):
+        return 0
+    if known.state in (State.QUEUED, State.VANISHED):
+        return _renew(c, row, file)
+    if known.state is State.HELD:
+        superseded = {"outcome": Outcome.SUPERSEDED, "finished_at": file.settled_at}
+        _move(c, row.id, row.folder, State.HELD, State.DONE, superseded)
+    c.execute(update(deliveries).where(_d.id == row.id).values(current=None))
+    return _insert(c, file, previous_id=row.id)
+
+
+def _file_values(c: Connection, file: Settled) -> dict[str, Any]:
+    seq = int(c.execute(_LAST_SEQ).scalar() or 0) + 1
+    times = {"seen_at": file.seen_at, "settled_at": file.settled_at}
+    return (
+        _target_values(c, file.target, file.order)
+        | _fingerprint_values(file.fingerprint)
+        | times
+        | {"seq": seq}
+    )
+
+
+def _insert(c: Connection, file: Settled, *, previous_id: int) -> int:
+    values = _FRESH_VALUES | _file_values(c, file) | {"attempts": 0, "previous_id": previous_id}
+    result = c.execute(_INSERT, {"folder": file.folder, "path": file.path, "current": 1, **values})
+    _count(c, file.folder, State.QUEUED, 1)
+    return int(result.inserted_primary_key[0])  # type: ignore[index]  # always there after an INSERT of one row
+
+
+def _renew(c: Connection, row: _Row, file: Settled) -> int:
+    """Let a delivery that has not gone yet stand for the new version at its path, at the end of the queue."""
+    values = _FRESH_VALUES | _file_values(c, file)
+    _move(
+        c,
+        row.id,
+        row.folder,
+        State(row.state),
+        State.QUEUED,
+        {k: v for k, v in values.items() if k != "state"},
+    )
+    return int(row.id)
+
+
+def _decide(c: Connection, delivery: Delivery, sha256: str, policy: Dedup) -> Decided:
+    _require_claim(c, delivery)
+    if policy is Dedup.OFF:
+        return Decided(Verdict.SEND)
+    previous = c.execute(select(deliveries).where(_d.id == delivery.previous_id)).first()
+    if previous is not None and _is_same_file_again(previous, sha256):
+        return Decided(Verdict.UNCHANGED, previous.id)
+    latest = _last_uploaded(c, delivery)
+    if policy is Dedup.LATEST:
+        equal = latest if latest is not None and latest.sha256 == sha256 else None
+    else:
+        equal = _last_uploaded(c, delivery, sha256)
+    if equal is not None:
+        return Decided(Verdict.DUPLICATE, equal.id, older=latest is not None and latest.sha256 != sha256)
+    try:
+        with c.begin_nested():
+            c.execute(
+                update(deliveries).where(_d.id == delivery.id).values(inflight_sha256=sha256, sha256=sha256)
+            )
+    except IntegrityError:
+        return Decided(Verdict.WAIT)
+    return Decided(Verdict.SEND)
+
+
+def _is_same_file_again(previous: _Row, sha256: str) -> bool:
+    return bool(previous.state == State.DONE and previous.kept and previous.sha256 == sha256)
+
+
+def _last_uploaded(c: Connection, delivery: Delivery, sha256: str | None = None) -> _Row | None:
+    """Return the delivery that last reached this datatable, with this content where one is given."""
+    assert delivery.destination is not None
+    query = select(_d.id, _d.sha256).where(
+        _d.tenant_id == delivery.destination.tenant_id,
+        _d.datatable_id == delivery.destination.datatable_id,
+        _d.outcome == Outcome.UPLOADED,
+    )
+    if sha256 is not None:
+        query = query.where(_d.size == delivery.fingerprint.size, _d.sha256 == sha256)
+    return c.execute(query.order_by(_d.uploaded_at.desc(), _d.seq.desc()).limit(1)).first()
+
+
+def _delivery(row: _Row) -> Delivery:
+    destination = Destination(row.tenant_id, row.dataset_id, row.datatable_id) if row.datatable_id else None
+    return Delivery(
+        id=row.id,
+        folder=row.folder,
+        path=row.path,
+        target=Target(row.tenant, row.datatable, row.dataset),
+        destination=destination,
+        state=State(row.state),
+        outcome=row.outcome,
+        reason=row.reason,
+        detail=row.detail,
+        fingerprint=_fingerprint(row),
+        sha256=row.sha256,
+        etag=row.etag,
+        seq=row.seq,
+        attempts=row.attempts,
+        recoveries=row.recoveries,
+        not_before=row.not_before,
+        seen_at=row.seen_at,
+        settled_at=row.settled_at,
+        claimed_at=row.claimed_at,
+        first_failed_at=row.first_failed_at,
+        uploaded_at=row.uploaded_at,
+        finished_at=row.finished_at,
+        presigned_url=row.presigned_url,
+        duplicate_of=row.duplicate_of,
+        previous_id=row.previous_id,
+        location=row.location,
+    )

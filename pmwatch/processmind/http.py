@@ -1,0 +1,145 @@
+"""The HTTP seam: one connection pool, and the one place where httpx errors become pmwatch's."""
+
+import email.utils
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+
+from pmwatch.errors import AnswerLost, PmwatchError, RemoteError, ServerFault, Unreachable
+
+MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+"""The largest answer that is read; anything longer is an error, not a reason to run out of memory."""
+
+_UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: to connect, for an API answer, and without any progress of an upload."""
+
+    connect: float = 10.0
+    answer: float = 60.0
+    stall: float = 60.0
+
+    def for_api(self) -> httpx.Timeout:
+        """Return the limits of one API call."""
+        return httpx.Timeout(self.answer, connect=self.connect, pool=self.answer)
+
+    def for_upload(self) -> httpx.Timeout:
+        """Return the limits of one PUT: each write and the answer must make progress."""
+        return httpx.Timeout(self.stall, connect=self.connect, pool=self.stall)
+
+
+class Http:
+    """A connection pool for the API and the storage. `clock_skew_seconds` is theirs minus ours, by `Date`."""
+
+    def __init__(
+        self,
+        *,
+        timeouts: Timeouts | None = None,
+        ca_file: str = "",
+        max_connections: int = 128,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.timeouts = timeouts or Timeouts()
+        self.clock_skew_seconds = 0.0
+        self._now = now
+        context = ssl.create_default_context(cafile=ca_file or None)
+        limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
+        self._client = httpx.Client(
+            verify=context, limits=limits, follow_redirects=False, headers={"user-agent": "pmwatch"}
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def build(self, method: str, url: str, **options: object) -> httpx.Request:
+        """Return a request for `send`. Raises ServerFault where `url` is none."""
+        try:
+            return self._client.build_request(method, url, **options)  # type: ignore[arg-type]  # passed through
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError):
+            raise ServerFault("the address is not a valid URL", reason="bad_url") from None
+
+    def send(self, request: httpx.Request) -> httpx.Response:
+        """Send, read the answer (at most `MAX_ANSWER_BYTES`) and note the server's clock.
+
+        Raises Unreachable where nothing was sent, AnswerLost where nobody knows, ServerFault for garbage.
+        Errors that a request body raises itself come through as they are.
+        """
+        place = request.url.host
+        try:
+            response = self._client.send(request, stream=True)
+            try:
+                self._read(response)
+            finally:
+                response.close()
+        except PmwatchError:
+            raise
+        except httpx.HTTPError as error:
+            raise _translate(error, place) from None
+        except (httpx.InvalidURL, httpx.StreamError, ssl.SSLError, ValueError) as error:
+            raise AnswerLost(f"{place}: {type(error).__name__} while talking to it") from None
+        self._note_clock(response)
+        return response
+
+    def _read(self, response: httpx.Response) -> None:
+        content = bytearray()
+        for chunk in response.iter_bytes():
+            content += chunk
+            if len(content) > MAX_ANSWER_BYTES:
+                raise ServerFault(f"{response.request.url.host}: the answer is longer than any real one")
+        response._content = bytes(content)  # noqa: SLF001  what response.read() does, with a limit
+
+    def _note_clock(self, response: httpx.Response) -> None:
+        parsed = email.utils.parsedate_tz(response.headers.get("date", ""))
+        if parsed is None:
+            return
+        try:
+            skew = email.utils.mktime_tz(parsed) - self._now()
+        except (OverflowError, ValueError):
+            return
+        self.clock_skew_seconds = 0.0 if abs(skew) <= 2 else skew  # noqa: PLR2004  Date counts whole seconds
+
+
+def _translate(error: httpx.HTTPError, place: str) -> RemoteError:
+    """Put an httpx error into plain words; its own text may hold a presigned URL and is never used."""
+    if isinstance(error, httpx.ConnectTimeout):
+        return Unreachable(f"{place}: no connection in time", hint="Is a firewall or proxy in between?")
+    if isinstance(error, _UNSENT):
+        return _no_connection(error, place)
+    if isinstance(error, httpx.UnsupportedProtocol):
+        return ServerFault(f"{place}: not an http or https address", reason="bad_url")
+    if isinstance(error, httpx.DecodingError):
+        return ServerFault(f"{place}: the answer cannot be decoded")
+    if isinstance(error, httpx.TimeoutException):
+        return AnswerLost(
+            f"{place}: no progress in time", hint="The network or the server is stuck; it is tried again."
+        )
+    return AnswerLost(f"{place}: the connection broke before the answer came")
+
+
+def _no_connection(error: httpx.HTTPError, place: str) -> Unreachable:
+    """Name the cause of a failed connection: the lower exceptions' types and numbers tell it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            why = cause.verify_message or "it does not verify"
+            return Unreachable(
+                f"{place}: its TLS certificate is not accepted: {why}",
+                hint="For a private CA set [api] ca_file; otherwise somebody may be in between.",
+                reason="tls",
+            )
+        if isinstance(cause, ssl.SSLError):
+            return Unreachable(f"{place}: TLS failed", hint="Is it an https server?", reason="tls")
+        if isinstance(cause, ConnectionRefusedError):
+            return Unreachable(
+                f"{place}: connection refused", hint="Is the server running, and the port right?"
+            )
+        cause = cause.__cause__ or cause.__context__
+    hint = "Check the name, DNS and the network; pmwatch goes on by itself when it answers."
+    return Unreachable(f"{place}: cannot connect", hint=hint)

@@ -1,0 +1,800 @@
+"""The service: wires the layers, runs the threads, and starts, reloads, drains and stops in order.
+
+Who owns what: each folder's intake thread owns its watch, scans and settler; the ledger owns every delivery;
+`Gates` own the pauses; the main thread owns the phase, the signals and everything below in `Service`.
+"""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+import structlog
+
+from pmwatch import __version__, systemd
+from pmwatch.config import Settings, is_loopback
+from pmwatch.delivery.gates import Gate, Gates
+from pmwatch.delivery.remote import ProcessMindRemote, Remote
+from pmwatch.delivery.retry import RetryPolicy
+from pmwatch.delivery.worker import Report, Uploader
+from pmwatch.errors import ConfigError, ExitCode, FolderDown, LedgerError, PmwatchError
+from pmwatch.explain import as_dict, why
+from pmwatch.intake.evidence import quietens_leases
+from pmwatch.intake.folder import FolderIntake
+from pmwatch.intake.rules import Rules
+from pmwatch.intake.settle import Candidate
+from pmwatch.intake.watch import Watcher
+from pmwatch.ledger import Ledger, StateLock
+from pmwatch.log import register_secret
+from pmwatch.metrics import Metrics, Samples
+from pmwatch.model import (
+    PENDING,
+    Delivery,
+    Folder,
+    Order,
+    State,
+    Target,
+    display,
+    format_duration,
+)
+from pmwatch.processmind import Http, Storage, Timeouts
+from pmwatch.processmind.keys import KeyRing
+from pmwatch.threads import Mailbox, Pulse, ThreadGroup, Wakeup
+from pmwatch.web.app import Questions, create_app
+from pmwatch.web.server import WebServer
+
+_TICK_SECONDS: Final = 0.5
+_ABORT_SECONDS: Final = 3.0
+_RESOLVE_SECONDS: Final = 15.0
+_LOW_SPACE_SECONDS: Final = 30.0
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Mode(Enum):
+    """How long the service runs: until told to stop, until told and drained, or until all there is has gone."""
+
+    FOREVER = "forever"
+    DRAIN = "drain"
+    ONCE = "once"
+
+
+class Phase(Enum):
+    """What the service is doing."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True, slots=True)
+class _Died:
+    thread: str
+    error: BaseException
+
+
+@dataclass(slots=True)
+class _Running:
+    """One folder's intake and the event that stops its thread."""
+
+    intake: FolderIntake
+    stop: threading.Event
+
+
+RemoteFactory = Callable[[Settings, Http, KeyRing], Remote]
+
+
+def processmind_remote(settings: Settings, http: Http, keys: KeyRing) -> Remote:
+    """Return the real remote end. Loopback storage is allowed only where the API itself is on this machine."""
+    base_url = settings.api.base_url
+    host = base_url.split("//", 1)[-1].split("/", 1)[0].rpartition("@")[2]
+    host = host.rpartition(":")[0] or host if not host.endswith("]") else host
+    storage = Storage(http, allowed_hosts=settings.api.allowed_upload_hosts, allow_loopback=is_loopback(host))
+    tenants = {tenant.name: tenant for tenant in settings.tenants}
+    return ProcessMindRemote(http=http, storage=storage, base_url=base_url, tenants=tenants, keys=keys)
+
+
+class Service:
+    """The daemon. `run` returns the exit code; `reload` returns the new settings or raises ConfigError."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        mode: Mode = Mode.FOREVER,
+        reload: Callable[[], Settings] | None = None,
+        remote_factory: RemoteFactory = processmind_remote,
+        on_report: Callable[[Report], None] = lambda _: None,
+        on_ready: Callable[["Service"], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._mode = mode
+        self._reload = reload
+        self._remote_factory = remote_factory
+        self._on_report = on_report
+        self._on_ready = on_ready
+        self._log = structlog.get_logger()
+        self._phase = Phase.STARTING
+        self._mailbox = Mailbox()
+        self._work = Wakeup()
+        self._pulse = Pulse()
+        self._threads = ThreadGroup(died=lambda name, error: self._mailbox.put(_Died(name, error)))
+        self._no_more_claims = threading.Event()
+        self._abort = threading.Event()
+        self._intakes: dict[str, _Running] = {}
+        self._active: dict[int, Delivery] = {}
+        self._unresolved: dict[Target, PmwatchError] = {}
+        self._retired_intakes = 0
+        self._failed_in_this_run = 0
+        self._died = False
+        self._drain_until = 0.0
+        self._stop_skips_grace = False
+        self._web: WebServer | None = None
+        self.metrics = Metrics(version=__version__)
+        self._started_at = time.time()
+
+    # ---- life -----------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run until stopped. Raises PmwatchError where it cannot start."""
+        self._mailbox.receive(*_SIGNALS)
+        quietens_leases()
+        lock = self._lock_state()
+        try:
+            self._open(lock)
+            self._start()
+            self._loop()
+            return self._stop()
+        finally:
+            lock.release()
+
+    def stop(self) -> None:
+        """Ask for a stop, as SIGTERM does; callable from any thread."""
+        self._mailbox.put(signal.SIGTERM)
+
+    def reload(self) -> None:
+        """Ask for the configuration to be read again, as SIGHUP does; callable from any thread."""
+        self._mailbox.put(signal.SIGHUP)
+
+    def _lock_state(self) -> StateLock:
+        directory = self._settings.state.dir
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            lock = StateLock(directory)
+            lock.acquire()
+        except OSError as error:
+            raise LedgerError(
+                f"[state] dir {directory} cannot be used: {error.strerror}",
+                hint="Create it and make pmwatch's user its owner, or set [state] dir or --state-dir to another place.",
+            ) from None
+        return lock
+
+    def _open(self, lock: StateLock) -> None:
+        settings = self._settings
+        if settings.listen is not None:
+            host, port = settings.listen
+            app = create_app(self._questions(), allowed_hosts=settings.http.allowed_hosts)
+            self._web = WebServer(app, host=host, port=port)
+            lock.publish(http=self._web.address)
+        self.ledger = Ledger.open(settings.state.dir)
+        self.ledger.check()
+        recovered = self.ledger.recover()
+        self.ledger.forget_destinations()
+        if recovered:
+            self._log.warning(
+                "recovered", deliveries=recovered, why="the process before this one ended in the middle"
+            )
+        timeouts = Timeouts(settings.api.connect_timeout, settings.api.timeout, settings.api.stall_timeout)
+        self.http = _http(settings, timeouts)
+        self.watcher = Watcher()
+        self.gates = Gates(self._policy(longest=60.0), now=time.time, changed=self._gate_changed)
+        self._apply(settings)
+        self.metrics.ask(self._gauges)
+
+    def _policy(self, *, longest: float | None = None) -> RetryPolicy:
+        delivery = self._settings.delivery
+        return RetryPolicy(delivery.retry_first, longest or delivery.retry_max, delivery.give_up_after)
+
+    def _apply(self, settings: Settings) -> None:
+        """Take over tenants and keys, and point waiting deliveries to where the configuration says."""
+        self._settings = settings
+        self.keys = KeyRing(settings.tenants, on_key=register_secret)
+        self._folders = {folder.name: folder for folder in settings.folders}
+        self._remote = self._remote_factory(settings, self.http, self.keys)
+        for tenant in settings.tenants:
+            self.gates.add(tenant.name)
+        self.ledger.adopt(self._folders)
+        for folder in settings.folders:
+            self.metrics.start_folder(folder.name)
+            self.ledger.retarget(folder.name, _target_of(folder))
+        self.uploader = Uploader(
+            ledger=self.ledger,
+            remote=self._remote,
+            gates=self.gates,
+            folders=lambda: self._folders,
+            policy=self._policy(),
+            report=self._reported,
+            look_again=self._look_again,
+            started=self._put_started,
+            abort=self._abort,
+        )
+
+    def _start(self) -> None:
+        if self._web is not None:
+            self._web.start()
+        for folder in self._settings.folders:
+            self._start_intake(folder)
+        self._threads.start("resolve", self._resolve_names)
+        for number in range(1, self._settings.delivery.max_parallel + 1):
+            self._threads.start(f"upload-{number}", self._upload)
+        self._log.info(
+            "started",
+            version=__version__,
+            folders=len(self._folders),
+            listen=self._web.address if self._web else "off",
+            state_dir=self._settings.state.dir,
+        )
+
+    def _loop(self) -> None:
+        """Serve the mailbox until it is time to stop."""
+        ping = systemd.watchdog_interval_seconds()
+        next_ping = 0.0
+        while self._phase is not Phase.STOPPING:
+            message = self._mailbox.take(_TICK_SECONDS)
+            if message is not None:
+                self._handle(message)
+            self._settle_phase()
+            self._watch_keys()
+            now = time.monotonic()
+            if ping is not None and now >= next_ping and not self._health():
+                systemd.notify(WATCHDOG=1)
+                next_ping = now + ping
+
+    def _handle(self, message: object) -> None:
+        if isinstance(message, _Died):
+            self._log.error(
+                "thread died",
+                thread=message.thread,
+                error=type(message.error).__name__,
+                exc_info=message.error,
+            )
+            self._died = True
+            self._phase = Phase.STOPPING
+        elif message == signal.SIGHUP:
+            self._reload_settings()
+        elif self._phase is Phase.RUNNING and self._mode is Mode.DRAIN:
+            self._begin_drain()
+        else:
+            self._stop_skips_grace = self._phase is Phase.DRAINING and self._mode is Mode.DRAIN
+            self._phase = Phase.STOPPING
+
+    def _settle_phase(self) -> None:
+        """Move on by itself: from starting to running, and from draining to stopping."""
+        if self._phase is Phase.STARTING and not self._unready():
+            self._phase = Phase.RUNNING
+            systemd.notify(READY=1, STATUS=self._summary())
+            self._on_ready(self)
+            self._log.info("ready", watching=self.watcher.count())
+            if self._mode is Mode.ONCE:
+                self._begin_drain()
+        elif self._phase is Phase.RUNNING:
+            systemd.notify(STATUS=self._summary())
+        if self._phase is Phase.DRAINING and (self._is_drained() or time.monotonic() >= self._drain_until):
+            self._phase = Phase.STOPPING
+
+    # ---- drain and stop ---------------------------------------------------------------------------------------
+
+    def _begin_drain(self) -> None:
+        """One last scan of every folder, then settle and upload everything."""
+        self._phase = Phase.DRAINING
+        systemd.notify(STATUS="draining")
+        self._drain_until = time.monotonic() + self._settings.delivery.drain_timeout
+        self._log.info("draining", timeout_seconds=self._settings.delivery.drain_timeout)
+        for running in self._intakes.values():
+            running.intake.begin_last_scan()
+
+    def _is_drained(self) -> bool:
+        intakes = [running.intake for running in self._intakes.values()]
+        if any(intake.reachable and not intake.idle for intake in intakes):
+            return False
+        return self.ledger.total(*PENDING) == 0
+
+    def _stop(self) -> int:
+        """Stop intake, claim nothing new, let running uploads finish within the grace, then abort them."""
+        systemd.notify(STOPPING=1, STATUS="stopping")
+        drained = self._phase_was_drained()
+        for running in self._intakes.values():
+            running.stop.set()
+            running.intake.inbox.wake()
+        self._no_more_claims.set()
+        self._work.wake()
+        self._log.info("stopping", running_uploads=len(self._active))
+        grace = 0.0 if self._stop_skips_grace else self._settings.delivery.shutdown_grace
+        self._wait_for_threads(grace)
+        self._abort.set()
+        left = self._threads.join(self._threads.names(), timeout=_ABORT_SECONDS)
+        self._give_back_active()
+        code = self._exit_code(drained=drained)
+        if self._web is not None:
+            self._web.stop()
+        self.watcher.close()
+        self.http.close()
+        if not left:
+            self.ledger.close()
+        self._log.info("stopped", exit_code=code, **({"still_running": left} if left else {}))
+        return code
+
+    def _phase_was_drained(self) -> bool:
+        return self._mode is not Mode.FOREVER and self._drain_until > 0 and self._is_drained()
+
+    def _wait_for_threads(self, grace: float) -> None:
+        """Wait for the threads to end, at most `grace` seconds, or until a second signal comes."""
+        deadline = time.monotonic() + grace
+        names = self._threads.names()
+        while names and time.monotonic() < deadline:
+            names = self._threads.join(names, timeout=0.1)
+            message = self._mailbox.take(0)
+            if message in (signal.SIGTERM, signal.SIGINT):
+                self._log.warning("second signal: not waiting for running uploads")
+                return
+            if not self._late():
+                systemd.notify(WATCHDOG=1)
+
+    def _give_back_active(self) -> None:
+        """Queue again what a thread that could not be stopped in time still holds."""
+        for id_ in list(self._active):
+            delivery = self.ledger.get(id_)
+            if delivery is not None and delivery.state is State.UPLOADING:
+                self.ledger.give_back(
+                    delivery,
+                    reason="interrupted",
+                    detail="pmwatch stopped while it was being uploaded",
+                    not_before=0.0,
+                    failed_at=delivery.first_failed_at,
+                    url=delivery.presigned_url,
+                )
+
+    def _exit_code(self, *, drained: bool) -> int:
+        if self._died:
+            return ExitCode.FAILURE
+        if self._mode is Mode.FOREVER or self._drain_until == 0:
+            return ExitCode.OK
+        left = self.ledger.list(states=PENDING, limit=100)
+        down = [
+            running.intake.folder.name for running in self._intakes.values() if not running.intake.reachable
+        ]
+        settling = [display(c.path) for running in self._intakes.values() for c in running.intake.unsettled()]
+        for delivery in left:
+            self._log.error(
+                "left behind",
+                folder=delivery.folder,
+                path=delivery.display_path,
+                state=str(delivery.state),
+                reason=delivery.reason,
+                detail=delivery.detail,
+            )
+        for path in settling:
+            self._log.error("left behind", path=path, state="settling")
+        for name in down:
+            self._log.error("folder could not be read", folder=name)
+        return ExitCode.OK if drained and not down and not self._failed_in_this_run else ExitCode.FAILURE
+
+    # ---- reload -----------------------------------------------------------------------------------------------
+
+    def _reload_settings(self) -> None:
+        """Read the configuration again: a bad one is refused and the old one stays."""
+        if self._reload is None:
+            return
+        try:
+            settings = self._reload()
+        except ConfigError as error:
+            self._log.error(
+                "reload refused", problems=error.problems, hint="The old configuration stays in force."
+            )
+            return
+        fixed = [
+            name
+            for name in ("state", "http", "api", "log")
+            if getattr(settings, name) != getattr(self._settings, name)
+        ]
+        if settings.delivery.max_parallel != self._settings.delivery.max_parallel:
+            fixed.append("delivery.max_parallel")
+        if fixed:
+            self._log.warning("restart needed", sections=fixed, why="these take effect only at start")
+        before = dict(self._folders)
+        self._apply(settings)
+        changed = [name for name, folder in before.items() if self._folders.get(name) != folder]
+        for name in changed:
+            self._stop_intake(name)
+        for name, folder in self._folders.items():
+            if name not in self._intakes:
+                self._start_intake(folder)
+        for tenant in settings.tenants:
+            self.gates.try_now(tenant.name)
+        self._work.wake()
+        self._log.info("reloaded", folders=len(self._folders), restarted=changed)
+
+    # ---- threads ----------------------------------------------------------------------------------------------
+
+    def _start_intake(self, folder: Folder) -> None:
+        self._retired_intakes += 1
+        thread = f"intake-{folder.name}-{self._retired_intakes}"
+        stop = threading.Event()
+        intake = FolderIntake(
+            folder,
+            watcher=self.watcher,
+            ledger=self.ledger,
+            observer=self,
+            beat=lambda: self._pulse.beat(thread),
+        )
+        self._intakes[folder.name] = _Running(intake, stop)
+
+        def work() -> None:
+            while not stop.is_set():
+                self._pulse.beat(thread)
+                try:
+                    intake.turn()
+                except LedgerError as error:
+                    self._log.error(
+                        "ledger trouble", folder=folder.name, error=error.message, hint=error.hint
+                    )
+                    stop.wait(_TICK_SECONDS)
+            intake.close()
+            self._pulse.forget(thread)
+
+        self._threads.start(thread, work)
+
+    def _stop_intake(self, name: str) -> None:
+        running = self._intakes.pop(name)
+        running.stop.set()
+        running.intake.inbox.wake()
+        self._threads.join(self._threads.names(f"intake-{name}-"), timeout=_ABORT_SECONDS)
+
+    def _upload(self) -> None:
+        thread = threading.current_thread().name
+        while not self._no_more_claims.is_set():
+            self._pulse.beat(thread)
+            ticket = self._work.ticket
+            try:
+                worked = self.uploader.run_one()
+            except LedgerError as error:
+                self._log.error("ledger trouble", thread=thread, error=error.message, hint=error.hint)
+                self._no_more_claims.wait(_TICK_SECONDS)
+                continue
+            if not worked:
+                self._work.wait(ticket, self._seconds_to_next())
+        self._pulse.forget(thread)
+
+    def _seconds_to_next(self) -> float:
+        """Return how long an idle uploader may sleep: until a retry or a gate is due, at most a second."""
+        now = time.time()
+        due = [self.ledger.next_due(now=now), self.gates.next_opening()]
+        return min([1.0, *(max(0.01, at - now) for at in due if at is not None)])
+
+    def _resolve_names(self) -> None:
+        next_try = 0.0
+        while not self._no_more_claims.is_set():
+            self._pulse.beat("resolve")
+            ticket = self._work.ticket
+            try:
+                next_try = self._resolve_once(next_try)
+            except LedgerError as error:
+                self._log.error("ledger trouble", thread="resolve", error=error.message, hint=error.hint)
+            self._work.wait(ticket, 1.0)
+        self._pulse.forget("resolve")
+
+    def _resolve_once(self, next_try: float) -> float:
+        """Resolve what is new at once, and what failed before every few seconds."""
+        waiting = set(self.ledger.unresolved())
+        now = time.monotonic()
+        if not waiting - set(self._unresolved) and (now < next_try or not waiting):
+            self._unresolved = {
+                target: error for target, error in self._unresolved.items() if target in waiting
+            }
+            return next_try
+        troubles = self.uploader.resolve_names()
+        for target, error in troubles.items():
+            if target not in self._unresolved:
+                self._log.error(
+                    "destination unknown", target=str(target), error=error.message, hint=error.hint
+                )
+        self._unresolved = troubles
+        self._work.wake()
+        return now + _RESOLVE_SECONDS
+
+    def _watch_keys(self) -> None:
+        """Let a tenant's gate be probed at once when its key file was replaced."""
+        for gate in self.gates.all():
+            if gate.is_open or gate.name not in {tenant.name for tenant in self._settings.tenants}:
+                continue
+            if gate.reason in ("key_rejected", "key_unavailable") and self.keys.changed(gate.name):
+                self.gates.try_now(gate.name)
+                self._work.wake()
+
+    # ---- what the layers below tell -----------------------------------------------------------------------------
+
+    def _look_again(self, folder: str, path: bytes) -> None:
+        running = self._intakes.get(folder)
+        if running is not None:
+            running.intake.inbox.put(path)
+
+    def _put_started(self, delivery: Delivery) -> None:
+        self._active[delivery.id] = delivery
+        latency = max(0.0, time.time() - delivery.settled_at)
+        if delivery.attempts == 1:
+            self.metrics.pickup_latency.labels(folder=delivery.folder).observe(latency)
+
+    def _reported(self, report: Report) -> None:
+        """Count and log one outcome: one canonical line each."""
+        delivery = report.delivery
+        if report.what != "disposed":
+            self._active.pop(delivery.id, None)
+        self._count(report)
+        level, event = _LOG_LINES[report.what]
+        facts: dict[str, Any] = {
+            "folder": delivery.folder,
+            "path": delivery.display_path,
+            "target": str(delivery.target),
+        }
+        facts |= {"size": delivery.fingerprint.size, "attempt": delivery.attempts}
+        optional = {
+            "reason": report.reason,
+            "error": report.message if report.reason else "",
+            "hint": report.hint,
+            "sha256": report.sha256,
+            "seconds": round(report.put_seconds, 3),
+            "request_id": report.request_id,
+            "s3_code": report.code,
+            "etag_verified": report.etag_verified,
+            "duplicate_of": report.duplicate_of,
+            "location": display(report.location),
+            "next_attempt_in": format_duration(report.not_before - time.time()) if report.not_before else "",
+        }
+        facts |= {key: value for key, value in optional.items() if value or value is False}
+        if report.older_version:
+            level, facts["hint"] = (
+                "warning",
+                (
+                    "These bytes repeat an older version, and newer ones went in between. If the older content should "
+                    'come back, set dedup = "latest" for this folder.'
+                ),
+            )
+        getattr(self._log, level)(event, **facts)
+        self._on_report(report)
+        self._work.wake()
+
+    def _count(self, report: Report) -> None:
+        folder = report.delivery.folder
+        if report.what == "uploaded":
+            self.metrics.uploads.labels(folder=folder, outcome="uploaded").inc()
+            self.metrics.upload_bytes.labels(folder=folder).inc(report.delivery.fingerprint.size)
+            self.metrics.upload_duration.labels(folder=folder).observe(report.put_seconds)
+        elif report.what == "duplicate":
+            self.metrics.uploads.labels(folder=folder, outcome="duplicate").inc()
+            self.metrics.duplicates.labels(folder=folder).inc()
+        elif report.what in ("failed", "held"):
+            self._failed_in_this_run += 1
+            self.metrics.uploads.labels(folder=folder, outcome=report.what).inc()
+        elif report.what in ("retry", "gate"):
+            self.metrics.retries.labels(folder=folder, reason=report.reason).inc()
+
+    def _gate_changed(self, gate: Gate) -> None:
+        if gate.is_open:
+            self._log.info("gate opened", gate=gate.name)
+        else:
+            self._log.error(
+                "gate closed", gate=gate.name, reason=gate.reason, error=gate.message, hint=gate.hint
+            )
+        self._work.wake()
+
+    def folder_changed(self, folder: str, problem: FolderDown | None) -> None:
+        """Log that a folder went down or came back (from its intake)."""
+        if problem is None:
+            self._log.info("folder up", folder=folder)
+        else:
+            self._log.error("folder down", folder=folder, error=problem.message, hint=problem.hint)
+
+    def settled(self, folder: str, count: int) -> None:
+        """Wake the uploaders (from an intake)."""
+        self._log.debug("settled", folder=folder, files=count)
+        self._work.wake()
+
+    def scanned(self, folder: str, seconds: float, *, files: int, missed: int) -> None:
+        """Count a scan, and what only it found (from an intake)."""
+        self.metrics.scan_duration.labels(folder=folder).observe(seconds)
+        if missed:
+            self.metrics.watch_missed.labels(folder=folder).inc(missed)
+        self._log.debug("scanned", folder=folder, seconds=round(seconds, 3), new_files=files, missed=missed)
+
+    def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:
+        """Log, once a file, that it is still not complete (from an intake)."""
+        self._log.warning(
+            "file never settles",
+            folder=folder,
+            path=display(candidate.path),
+            for_=format_duration(seconds),
+            waits_for=candidate.waits_for,
+            hint="Is its writer stuck? pmwatch uploads it as soon as it is quiet and closed.",
+        )
+
+    # ---- questions ------------------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """The address of the status page and the metrics, or an empty string."""
+        return self._web.address if self._web else ""
+
+    def _questions(self) -> Questions:
+        return Questions(
+            metrics=self.metrics.render,
+            health=self._health,
+            ready=self._unready,
+            status=self.status,
+            why=self._why,
+        )
+
+    def _late(self) -> list[str]:
+        limit = max(60.0, 2 * self._settings.api.stall_timeout + self._settings.api.timeout)
+        return self._pulse.late(limit)
+
+    def _health(self) -> list[str]:
+        """Return what is wrong with the process itself: threads that make no turns."""
+        wrong = [f"thread {name} makes no turns" for name in self._late()]
+        if self._web is not None and self._phase is Phase.RUNNING and not self._web.alive:
+            wrong.append("the web server ended")
+        return wrong
+
+    def _unready(self) -> list[str]:
+        """Return what is not ready yet: folders whose watch was not tried."""
+        return [
+            f"folder {name} is not watched yet"
+            for name, r in list(self._intakes.items())
+            if not r.intake.ready
+        ]
+
+    def _summary(self) -> str:
+        counts = Counter[str]()
+        for (_, state), n in self.ledger.counts().items():
+            counts[state] += n
+        closed = [gate.name for gate in self.gates.all() if not gate.is_open]
+        text = (
+            f"watching {len(self._intakes)} folders; {counts['queued']} queued, {counts['uploading']} uploading, "
+            f"{counts['done']} done, {counts['held']} held, {counts['failed']} failed"
+        )
+        return text + (f"; waiting for {', '.join(closed)}" if closed else "")
+
+    def status(self) -> dict[str, Any]:
+        """Return everything the status page and `pmwatch status` show."""
+        counts = self.ledger.counts()
+        now = time.time()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "phase": self._phase.value,
+            "started_at": self._started_at,
+            "summary": self._summary(),
+            "folders": [self._folder_status(running, counts) for running in list(self._intakes.values())],
+            "gates": [_gate_status(gate, now) for gate in self.gates.all()],
+            "destinations": [
+                {"target": str(target), "message": error.message, "hint": error.hint}
+                for target, error in self._unresolved.items()
+            ],
+            "deliveries": [as_dict(delivery) for delivery in self.ledger.list(limit=50)],
+        }
+
+    def _folder_status(self, running: _Running, counts: dict[tuple[str, str], int]) -> dict[str, Any]:
+        folder, status = running.intake.folder, running.intake.status()
+        return {
+            "name": folder.name,
+            "path": display(os.path.join(folder.root, *(level.encode() for level in folder.levels))),
+            "target": str(folder.target),
+            "up": status.up,
+            "problem": status.problem.message if status.problem else "",
+            "hint": status.problem.hint if status.problem else "",
+            "settling": status.settling,
+            "ignored": status.ignored,
+            "states": {str(state): counts.get((folder.name, state), 0) for state in State},
+        }
+
+    def _why(self, path: bytes) -> dict[str, Any]:
+        candidates = {
+            name: running.intake.candidate(os.path.relpath(path, running.intake.folder.root))
+            for name, running in list(self._intakes.items())
+        }
+        answer = why(
+            path, folders=self._folders.values(), ledger=self.ledger, candidates=candidates, now=time.time()
+        )
+        return answer.as_dict()
+
+    def _gauges(self) -> dict[str, Samples]:
+        """Answer a scrape: cheap, however many rows the ledger has."""
+        now = time.time()
+        intakes = {name: running.intake.status() for name, running in list(self._intakes.items())}
+        counts, oldest, blocked = self.ledger.counts(), self.ledger.oldest_pending(), self.ledger.blocked()
+        gates: Samples = {(gate.name,): float(gate.is_open) for gate in self.gates.all()}
+        return {
+            "pmwatch_deliveries": {
+                (name, str(state)): counts.get((name, state), 0) for name in intakes for state in State
+            },
+            "pmwatch_oldest_pending_seconds": {
+                (name,): max(0.0, now - oldest[name]) if name in oldest else 0.0 for name in intakes
+            },
+            "pmwatch_blocked_files": {(name,): blocked.get(name, 0) for name in intakes},
+            "pmwatch_settling_files": {(name,): status.settling for name, status in intakes.items()},
+            "pmwatch_oldest_unsettled_seconds": {
+                (name,): max(0.0, now - status.oldest_unsettled_at) if status.oldest_unsettled_at else 0.0
+                for name, status in intakes.items()
+            },
+            "pmwatch_last_success_timestamp_seconds": {
+                (name,): at for name, at in self.ledger.last_success().items() if name in intakes
+            },
+            "pmwatch_gate_open": gates,
+            "pmwatch_watch_up": {(name,): float(status.up) for name, status in intakes.items()},
+            "pmwatch_inotify_watches": {(): self.watcher.count()},
+            "pmwatch_free_bytes": self._free_bytes(),
+            "pmwatch_clock_skew_seconds": {(): self.http.clock_skew_seconds},
+        }
+
+    def _free_bytes(self) -> dict[tuple[str, ...], float]:
+        places = {"state": self._settings.state.dir}
+        places |= {f"folder:{name}": os.fsdecode(folder.root) for name, folder in self._folders.items()}
+        found: dict[tuple[str, ...], float] = {}
+        for place, path in places.items():
+            try:
+                found[(place,)] = shutil.disk_usage(path).free
+            except OSError:
+                continue
+        return found
+
+
+_LOG_LINES: Final = {
+    "uploaded": ("info", "uploaded"),
+    "duplicate": ("info", "duplicate"),
+    "unchanged": ("debug", "unchanged"),
+    "disposed": ("debug", "disposed"),
+    "dispose_failed": ("error", "source not disposed of"),
+    "retry": ("warning", "upload will be tried again"),
+    "gate": ("debug", "waiting for the other side"),
+    "returned": ("debug", "returned to the queue"),
+    "held": ("error", "held for a person"),
+    "failed": ("error", "upload failed"),
+    "vanished": ("warning", "source changed or gone before its upload"),
+}
+
+
+def _http(settings: Settings, timeouts: Timeouts) -> Http:
+    try:
+        return Http(timeouts=timeouts, ca_file=settings.api.ca_file)
+    except OSError as error:
+        raise ConfigError(
+            [
+                f"api: ca_file: {settings.api.ca_file!r} cannot be read: {error.strerror or 'not a PEM certificate'}"
+            ]
+        ) from None
+
+
+def _target_of(folder: Folder) -> Callable[[bytes], tuple[Target, Order] | None]:
+    rules = Rules(folder)
+
+    def target_of(path: bytes) -> tuple[Target, Order] | None:
+        target = rules.map(path).target
+        return None if target is None else (target, folder.order)
+
+    return target_of
+
+
+def _gate_status(gate: Gate, now: float) -> dict[str, Any]:
+    return {
+        "name": gate.name,
+        "open": gate.is_open,
+        "reason": gate.reason,
+        "message": gate.message,
+        "hint": gate.hint,
+        "closed_seconds": 0.0 if gate.is_open else now - gate.closed_at,
+    }

@@ -1,0 +1,30 @@
+"""sd_notify(3): tell systemd READY, STOPPING, STATUS and WATCHDOG. Nothing happens outside systemd."""
+
+import os
+import socket
+
+
+def notify(**fields: str | int) -> bool:
+    """Send one datagram such as `notify(READY=1, STATUS="watching 3 folders")`; False where nobody listens.
+
+    Source: sd_notify(3), "Standalone Implementations". A leading `@` in `$NOTIFY_SOCKET` is an abstract socket.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] not in ("/", "@"):
+        return False
+    message = "\n".join(f"{name}={str(value).replace(chr(10), ' ')}" for name, value in fields.items())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.connect("\0" + address[1:] if address[0] == "@" else address)
+            sender.sendall(message.encode("utf-8", "replace"))
+        except OSError:
+            return False
+    return True
+
+
+def watchdog_interval_seconds() -> float | None:
+    """Return how often WATCHDOG=1 is due (half of what systemd asks for), or None where it does not ask."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    text = os.environ.get("WATCHDOG_USEC", "")
+    return int(text) / 2_000_000 if text.isdigit() and int(text) > 0 else None

@@ -1,0 +1,1 @@
+"""Status page, JSON API, metrics and health, served on loopback unless told otherwise."""

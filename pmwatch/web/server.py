@@ -1,0 +1,70 @@
+"""uvicorn in a thread of its own: it must never take signals, and never hold up a shutdown."""
+
+import socket
+import threading
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from pmwatch.errors import PmwatchError
+
+_STOP_SECONDS: Final = 5.0
+
+
+class WebServer:
+    """Serves an app on a socket that is bound at once, so that a taken port is an error before anything starts."""
+
+    def __init__(self, app: ASGIApp, *, host: str, port: int) -> None:
+        self._socket = _bind(host, port)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+            server_header=False,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """The address it listens on, `HOST:PORT`; the port is the real one where 0 was asked for."""
+        host, port = self._socket.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def start(self) -> None:
+        """Serve, in a thread."""
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._socket])
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether it serves."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Stop serving and free the port."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(_STOP_SECONDS)
+        self._socket.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PmwatchError(
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            hint="Another program uses that port; set [http] listen, or --listen, to a free one.",
+            reason="listen",
+        ) from None
+    return listener

@@ -1,0 +1,25 @@
+"""Real servers and tools that some tests need: found, or the test is skipped and says which package brings it."""
+
+import os
+import shutil
+from typing import NoReturn
+
+import pytest
+
+REQUIRE = os.environ.get("PMWATCH_REQUIRE_SERVICES") == "1"
+
+
+def missing(what: str, package: str) -> NoReturn:
+    """Skip the test, or fail it where services are required (as in CI)."""
+    message = f"{what} is not here; it comes with {package}"
+    if REQUIRE:
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def require_tool(name: str, package: str) -> str:
+    """Return the path of the program `name`, which the Debian or Python `package` brings."""
+    found = shutil.which(name)
+    if found is None:
+        missing(name, package)
+    return found

@@ -25,9 +25,7 @@ class Account:
     named: list[str] = field(default_factory=list)
 
 
-def audit(
-    folder: Folder, ledger: Ledger, *, is_settling: Callable[[bytes], bool] = lambda _: False
-) -> Account:
+def audit(folder: Folder, ledger: Ledger, *, is_settling: Callable[[bytes], bool] = lambda _: False) -> Account:
     """Walk a folder and account for every file in it. `is_settling` knows what the running intake has in hand."""
     account, rules = Account(folder.name), Rules(folder)
     chunk: list[tuple[bytes, Fingerprint]] = []

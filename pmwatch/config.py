@@ -191,7 +191,7 @@ def load(path: str | None, *, flags: Mapping[str, Mapping[str, Any]] | None = No
 def split_listen(text: str) -> tuple[str, int]:
     """Return host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError with what is allowed."""
     host, separator, port = text.rpartition(":")
-    if not separator or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004  the largest TCP port
+    if not separator or not port.isdigit() or int(port) > 65535:
         raise ValueError('write HOST:PORT, such as "127.0.0.1:9108", or "off"')
     return host.strip("[]") or "127.0.0.1", int(port)
 
@@ -227,13 +227,9 @@ def _merge(toml: dict[str, Any], flags: Mapping[str, Mapping[str, Any]]) -> dict
         raise ConfigError(problems)
     sources = type("_SourcesWithToml", (_Sources,), {"toml": toml, "__module__": __name__})
     try:
-        merged: dict[str, Any] = sources(
-            **{name: dict(section) for name, section in flags.items()}
-        ).model_dump()
+        merged: dict[str, Any] = sources(**{name: dict(section) for name, section in flags.items()}).model_dump()
     except (SettingsError, ValidationError) as error:
-        raise ConfigError(
-            [f"environment: {type(error).__name__}: a {ENV_PREFIX}… variable cannot be read"]
-        ) from None
+        raise ConfigError([f"environment: {type(error).__name__}: a {ENV_PREFIX}… variable cannot be read"]) from None
     return merged
 
 
@@ -342,9 +338,7 @@ class _Reader:
                 self._problems += [f"{where}: {problem}" for problem in _folder_problems(entry, tenants)]
                 folders.append(_folder(entry, tenants))
         if not self._entries("folders"):
-            self._problems.append(
-                "folders: there is none; add a [[folders]] entry with name, path, tenant, datatable"
-            )
+            self._problems.append("folders: there is none; add a [[folders]] entry with name, path, tenant, datatable")
         return folders
 
 
@@ -378,7 +372,7 @@ def _choice(detail: ErrorDetails) -> str:
 
 
 def _show(key: str, value: Any) -> str:
-    if key.split(".")[0] in _HIDDEN_KEYS or isinstance(value, dict | list):
+    if key.split(".", maxsplit=1)[0] in _HIDDEN_KEYS or isinstance(value, dict | list):
         return "the value"
     return repr(value)
 
@@ -410,14 +404,7 @@ def _http_problems(http: HttpSection) -> list[str]:
 
 def _folder_problems(entry: FolderEntry, tenants: frozenset[str]) -> Iterator[str]:
     levels = _split_path(entry.path)[1]
-    unknown = [level for level in levels if level not in PLACEHOLDERS]
-    if not os.path.isabs(entry.path):
-        yield f"path: {entry.path!r} is not absolute; write the whole path from /"
-    if unknown:
-        allowed = ", ".join(PLACEHOLDERS)
-        yield f"path: {unknown[0]!r} after a placeholder; each level there is one of {allowed}"
-    if len(set(levels)) != len(levels):
-        yield f"path: {entry.path!r} has a placeholder twice"
+    yield from _path_problems(entry, levels)
     for key, value in (("tenant", entry.tenant), ("dataset", entry.dataset), ("datatable", entry.datatable)):
         if value and f"{{{key}}}" in levels:
             yield f"{key}: {value!r} is given, and the path has {{{key}}} as well; remove one"
@@ -428,6 +415,17 @@ def _folder_problems(entry: FolderEntry, tenants: frozenset[str]) -> Iterator[st
         yield f"tenant: {entry.tenant!r} is not a [[tenants]] entry{_nearest(entry.tenant, sorted(tenants)) or known}"
     if not entry.datatable and "{datatable}" not in levels:
         yield 'datatable: missing; give an id, a name "Dataset/Table", or put {datatable} into the path'
+
+
+def _path_problems(entry: FolderEntry, levels: tuple[str, ...]) -> Iterator[str]:
+    unknown = [level for level in levels if level not in PLACEHOLDERS]
+    if not os.path.isabs(entry.path):
+        yield f"path: {entry.path!r} is not absolute; write the whole path from /"
+    if unknown:
+        allowed = ", ".join(PLACEHOLDERS)
+        yield f"path: {unknown[0]!r} after a placeholder; each level there is one of {allowed}"
+    if len(set(levels)) != len(levels):
+        yield f"path: {entry.path!r} has a placeholder twice"
     for key in ("archive_dir", "quarantine_dir"):
         value = getattr(entry, key)
         if value and not os.path.isabs(value):

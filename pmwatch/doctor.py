@@ -68,12 +68,8 @@ def check_state(state_dir: str) -> Finding:
     if kind in NETWORK_FILE_SYSTEMS:
         return Finding(Level.ERROR, "state", f"{state_dir} is on {kind}", "Put [state] dir on a local disk.")
     if not os.access(existing, os.W_OK):
-        return Finding(
-            Level.ERROR, "state", f"{existing} cannot be written", "Make pmwatch's user its owner."
-        )
-    return Finding(
-        Level.OK, "state", f"{state_dir} ({kind}), {format_size(shutil.disk_usage(existing).free)} free"
-    )
+        return Finding(Level.ERROR, "state", f"{existing} cannot be written", "Make pmwatch's user its owner.")
+    return Finding(Level.OK, "state", f"{state_dir} ({kind}), {format_size(shutil.disk_usage(existing).free)} free")
 
 
 def check_tenant(tenant: Tenant, *, keys: KeyRing, http: Http, base_url: str) -> Finding:
@@ -101,11 +97,7 @@ def check_inotify(folders: Sequence[Folder]) -> Iterator[Finding]:
         return
     needed = sum(1 for folder in folders for _ in _directories(folder))
     level = Level.WARNING if needed > limit * 0.8 else Level.OK
-    hint = (
-        f"Raise it: sysctl fs.inotify.max_user_watches={max(needed * 2, limit)}"
-        if level is not Level.OK
-        else ""
-    )
+    hint = f"Raise it: sysctl fs.inotify.max_user_watches={max(needed * 2, limit)}" if level is not Level.OK else ""
     yield Finding(level, "inotify", f"{needed} directories to watch, the limit is {limit}", hint)
 
 

@@ -52,17 +52,13 @@ def why(
     now: float,
 ) -> Answer:
     """Explain one absolute path. `candidates` are the settling files by folder, None where pmwatch does not run."""
-    found = next(
-        ((folder, below) for folder in folders if (below := _below(folder.root, path)) is not None), None
-    )
+    found = next(((folder, below) for folder in folders if (below := _below(folder.root, path)) is not None), None)
     shown = display(path)
     if found is None:
         return Answer(shown, "", "unwatched", ["No folder of the configuration contains it."])
     folder, below = found
     history = ledger.find(folder.name, below) if ledger is not None else []
-    sentences = (
-        [] if candidates is not None else ["pmwatch does not run with this configuration: not watched now."]
-    )
+    sentences = [] if candidates is not None else ["pmwatch does not run with this configuration: not watched now."]
     verdict, said = _verdict(folder, below, history, (candidates or {}).get(folder.name), now)
     if history and ledger is not None:
         said += _waits(history[0], ledger, now)
@@ -75,7 +71,7 @@ def _below(root: bytes, path: bytes) -> bytes | None:
     return path[len(prefix) :] if path.startswith(prefix) else None
 
 
-def _verdict(
+def _verdict(  # noqa: PLR0911  one return for each verdict
     folder: Folder, below: bytes, history: list[Delivery], candidate: Candidate | None, now: float
 ) -> tuple[str, list[str]]:
     st = look(folder.root, below)
@@ -126,9 +122,7 @@ def _waits(delivery: Delivery, ledger: Ledger, now: float) -> list[str]:
         said.append("Its datatable's name is not resolved to an id yet.")
     blocker = ledger.blocker(delivery) if delivery.state is State.QUEUED else None
     if blocker is not None:
-        said.append(
-            f"An earlier file goes first: {blocker.display_path} of folder {blocker.folder} ({blocker.state})."
-        )
+        said.append(f"An earlier file goes first: {blocker.display_path} of folder {blocker.folder} ({blocker.state}).")
     if delivery.state is State.DONE and delivery.duplicate_of:
         first = ledger.get(delivery.duplicate_of)
         if first is not None:

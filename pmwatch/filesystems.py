@@ -20,7 +20,7 @@ NETWORK_FILE_SYSTEMS: Final = frozenset(
         "fuse.rclone",
     }
 )
-"""File systems on which SQLite's locks and shared memory do not hold (sqlite.org, "Use Of Memory-Mapped I/O" and WAL)."""
+"""File systems on which SQLite's locks and shared memory do not hold (sqlite.org, "Write-Ahead Logging")."""
 
 
 def file_system_type(path: bytes, *, mountinfo: str = "/proc/self/mountinfo") -> str:

@@ -38,9 +38,7 @@ def redact_value(value: Any) -> Any:
         return redact(value.decode("utf-8", "backslashreplace"))
     if isinstance(value, dict):
         return {
-            redact_value(key): REDACTED
-            if str(key).lower() in _SECRET_FIELDS and entry
-            else redact_value(entry)
+            redact_value(key): REDACTED if str(key).lower() in _SECRET_FIELDS and entry else redact_value(entry)
             for key, entry in value.items()
         }
     if isinstance(value, list | tuple | set | frozenset):

@@ -28,21 +28,15 @@ ASKED_GAUGES: Final = (
         "Age of the oldest delivery that is not uploaded yet, since it settled; 0 when there is none.",
         ("folder",),
     ),
-    GaugeSpec(
-        "pmwatch_blocked_files", "Files waiting behind an earlier one that is being retried.", ("folder",)
-    ),
+    GaugeSpec("pmwatch_blocked_files", "Files waiting behind an earlier one that is being retried.", ("folder",)),
     GaugeSpec("pmwatch_settling_files", "Files seen that may still be written.", ("folder",)),
-    GaugeSpec(
-        "pmwatch_oldest_unsettled_seconds", "How long the oldest of these has been settling.", ("folder",)
-    ),
+    GaugeSpec("pmwatch_oldest_unsettled_seconds", "How long the oldest of these has been settling.", ("folder",)),
     GaugeSpec(
         "pmwatch_last_success_timestamp_seconds",
         "When a file last reached its datatable (epoch seconds).",
         ("folder",),
     ),
-    GaugeSpec(
-        "pmwatch_gate_open", "1 while deliveries flow, 0 while they wait for this tenant or host.", ("gate",)
-    ),
+    GaugeSpec("pmwatch_gate_open", "1 while deliveries flow, 0 while they wait for this tenant or host.", ("gate",)),
     GaugeSpec("pmwatch_watch_up", "1 while the folder is watched and readable.", ("folder",)),
     GaugeSpec("pmwatch_inotify_watches", "Directories watched through inotify.", ()),
     GaugeSpec(
@@ -51,9 +45,7 @@ ASKED_GAUGES: Final = (
         ("folder",),
     ),
     GaugeSpec("pmwatch_free_bytes", "Free bytes where pmwatch writes.", ("place",)),
-    GaugeSpec(
-        "pmwatch_clock_skew_seconds", "The remote end's clock minus ours, by its last Date header.", ()
-    ),
+    GaugeSpec("pmwatch_clock_skew_seconds", "The remote end's clock minus ours, by its last Date header.", ()),
 )
 
 Samples = Mapping[tuple[str, ...], float]
@@ -104,9 +96,7 @@ class Metrics:
             buckets=_DURATION_BUCKETS,
             registry=self.registry,
         )
-        build = Gauge(
-            "pmwatch_build_info", "Always 1; the version is the label.", ("version",), registry=self.registry
-        )
+        build = Gauge("pmwatch_build_info", "Always 1; the version is the label.", ("version",), registry=self.registry)
         build.labels(version=version).set(1)
 
     def start_folder(self, folder: str) -> None:

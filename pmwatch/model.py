@@ -43,7 +43,7 @@ class Outcome(StrEnum):
 
 
 class Dedup(StrEnum):
-    """Which equal content is not sent again: `content` none ever, `latest` not the last version again, `off` all is sent."""
+    """Which equal content goes again: `content` none, `latest` all but the last version, `off` all."""
 
     CONTENT = "content"
     LATEST = "latest"
@@ -175,12 +175,11 @@ def display(path: bytes) -> str:
 
 
 def _display_character(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
+    if "\udc80" <= character <= "\udcff":  # how surrogateescape shows a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
     if character.isprintable():
         return character
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return f"\\x{ord(character):02x}" if character <= "\xff" else f"\\u{ord(character):04x}"
 
 
 def file_kind(mode: int) -> str:
@@ -239,7 +238,7 @@ def format_duration(seconds: float) -> str:
 def format_size(size: float) -> str:
     """Return a size for people: `"12 B"`, `"3.4 MiB"`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:  # noqa: PLR2004  the base of the unit
+        if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"

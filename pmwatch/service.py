@@ -187,9 +187,7 @@ class Service:
         recovered = self.ledger.recover()
         self.ledger.forget_destinations()
         if recovered:
-            self._log.warning(
-                "recovered", deliveries=recovered, why="the process before this one ended in the middle"
-            )
+            self._log.warning("recovered", deliveries=recovered, why="the process before this one ended in the middle")
         timeouts = Timeouts(settings.api.connect_timeout, settings.api.timeout, settings.api.stall_timeout)
         self.http = _http(settings, timeouts)
         self.watcher = Watcher()
@@ -366,9 +364,7 @@ class Service:
         if self._mode is Mode.FOREVER or self._drain_until == 0:
             return ExitCode.OK
         left = self.ledger.list(states=PENDING, limit=100)
-        down = [
-            running.intake.folder.name for running in self._intakes.values() if not running.intake.reachable
-        ]
+        down = [running.intake.folder.name for running in self._intakes.values() if not running.intake.reachable]
         settling = [display(c.path) for running in self._intakes.values() for c in running.intake.unsettled()]
         for delivery in left:
             self._log.error(
@@ -394,14 +390,10 @@ class Service:
         try:
             settings = self._reload()
         except ConfigError as error:
-            self._log.error(
-                "reload refused", problems=error.problems, hint="The old configuration stays in force."
-            )
+            self._log.error("reload refused", problems=error.problems, hint="The old configuration stays in force.")
             return
         fixed = [
-            name
-            for name in ("state", "http", "api", "log")
-            if getattr(settings, name) != getattr(self._settings, name)
+            name for name in ("state", "http", "api", "log") if getattr(settings, name) != getattr(self._settings, name)
         ]
         if settings.delivery.max_parallel != self._settings.delivery.max_parallel:
             fixed.append("delivery.max_parallel")
@@ -441,9 +433,7 @@ class Service:
                 try:
                     intake.turn()
                 except LedgerError as error:
-                    self._log.error(
-                        "ledger trouble", folder=folder.name, error=error.message, hint=error.hint
-                    )
+                    self._log.error("ledger trouble", folder=folder.name, error=error.message, hint=error.hint)
                     stop.wait(_TICK_SECONDS)
             intake.close()
             self._pulse.forget(thread)
@@ -494,16 +484,12 @@ class Service:
         waiting = set(self.ledger.unresolved())
         now = time.monotonic()
         if not waiting - set(self._unresolved) and (now < next_try or not waiting):
-            self._unresolved = {
-                target: error for target, error in self._unresolved.items() if target in waiting
-            }
+            self._unresolved = {target: error for target, error in self._unresolved.items() if target in waiting}
             return next_try
         troubles = self.uploader.resolve_names()
         for target, error in troubles.items():
             if target not in self._unresolved:
-                self._log.error(
-                    "destination unknown", target=str(target), error=error.message, hint=error.hint
-                )
+                self._log.error("destination unknown", target=str(target), error=error.message, hint=error.hint)
         self._unresolved = troubles
         self._work.wake()
         return now + _RESOLVE_SECONDS
@@ -588,9 +574,7 @@ class Service:
         if gate.is_open:
             self._log.info("gate opened", gate=gate.name)
         else:
-            self._log.error(
-                "gate closed", gate=gate.name, reason=gate.reason, error=gate.message, hint=gate.hint
-            )
+            self._log.error("gate closed", gate=gate.name, reason=gate.reason, error=gate.message, hint=gate.hint)
         self._work.wake()
 
     def folder_changed(self, folder: str, problem: FolderDown | None) -> None:
@@ -652,11 +636,7 @@ class Service:
 
     def _unready(self) -> list[str]:
         """Return what is not ready yet: folders whose watch was not tried."""
-        return [
-            f"folder {name} is not watched yet"
-            for name, r in list(self._intakes.items())
-            if not r.intake.ready
-        ]
+        return [f"folder {name} is not watched yet" for name, r in list(self._intakes.items()) if not r.intake.ready]
 
     def _summary(self) -> str:
         counts = Counter[str]()
@@ -707,9 +687,7 @@ class Service:
             name: running.intake.candidate(os.path.relpath(path, running.intake.folder.root))
             for name, running in list(self._intakes.items())
         }
-        answer = why(
-            path, folders=self._folders.values(), ledger=self.ledger, candidates=candidates, now=time.time()
-        )
+        answer = why(path, folders=self._folders.values(), ledger=self.ledger, candidates=candidates, now=time.time())
         return answer.as_dict()
 
     def _gauges(self) -> dict[str, Samples]:
@@ -773,9 +751,7 @@ def _http(settings: Settings, timeouts: Timeouts) -> Http:
         return Http(timeouts=timeouts, ca_file=settings.api.ca_file)
     except OSError as error:
         raise ConfigError(
-            [
-                f"api: ca_file: {settings.api.ca_file!r} cannot be read: {error.strerror or 'not a PEM certificate'}"
-            ]
+            [f"api: ca_file: {settings.api.ca_file!r} cannot be read: {error.strerror or 'not a PEM certificate'}"]
         ) from None
 
 

@@ -8,7 +8,8 @@ from pmwatch.errors import ConfigError, ExitCode, PmwatchError
 
 app = typer.Typer(
     name="pmwatch",
-    help="Watches drop folders and uploads every event log to its ProcessMind datatable: exactly as written, once, in order.",
+    help="Watches drop folders and uploads every event log to its ProcessMind datatable: "
+    "exactly as written, once, in order.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -21,9 +22,7 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        _complain(
-            "the configuration is wrong:", *(f"  {problem}" for problem in error.problems), hint=error.hint
-        )
+        _complain("the configuration is wrong:", *(f"  {problem}" for problem in error.problems), hint=error.hint)
         sys.exit(ExitCode.CONFIG)
     except PmwatchError as error:
         _complain(error.message, hint=error.hint)

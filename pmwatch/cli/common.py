@@ -74,17 +74,13 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def ask_daemon(
-    settings: Settings, path: str, query: Mapping[str, str] | None = None
-) -> dict[str, Any] | None:
+def ask_daemon(settings: Settings, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
     """Ask the running pmwatch; None where none runs with this state directory, or it does not answer."""
     address = str(read_holder(settings.state.dir).get("http", ""))
     if not address:
         return None
-    url = f"http://{_reachable(address)}{path}" + (
-        f"?{urlencode(query, errors='surrogateescape')}" if query else ""
-    )
-    request = urllib.request.Request(url, headers={"Host": "localhost"})  # noqa: S310  http to this machine only
+    url = f"http://{_reachable(address)}{path}" + (f"?{urlencode(query, errors='surrogateescape')}" if query else "")
+    request = urllib.request.Request(url, headers={"Host": "localhost"})
     try:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=_ASK_SECONDS) as answer:
@@ -103,7 +99,5 @@ def _reachable(address: str) -> str:
 def open_ledger(settings: Settings, *, read_only: bool) -> Ledger:
     """Open the ledger of the configured state directory, which must exist."""
     if not os.path.isdir(settings.state.dir):
-        raise LedgerError(
-            f"there is no [state] dir {settings.state.dir}", hint="Has pmwatch run on this machine?"
-        )
+        raise LedgerError(f"there is no [state] dir {settings.state.dir}", hint="Has pmwatch run on this machine?")
     return Ledger.open(settings.state.dir, read_only=read_only)

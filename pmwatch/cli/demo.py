@@ -106,9 +106,7 @@ def _drops() -> list[_Drop]:
     first = csv_bytes(iter(january))
     return [
         _Drop("Orders/orders-2026-01.csv", "written at once", first, len(january), _copied),
-        _Drop(
-            "Orders/orders-2026-02.csv", "slow writer, 3 s", csv_bytes(iter(february)), len(february), _slowly
-        ),
+        _Drop("Orders/orders-2026-02.csv", "slow writer, 3 s", csv_bytes(iter(february)), len(february), _slowly),
         _Drop(
             "Invoices/invoices.csv",
             "temporary name, then renamed",
@@ -149,9 +147,7 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="pmwatch-demo-") as directory:
         root = Path(directory)
         with SandboxServer(root / "sandbox") as server, _daemon(root, server) as config:
-            out.print(
-                f"A local ProcessMind serves on {server.base_url}, pmwatch watches {root}/drop/{{datatable}}"
-            )
+            out.print(f"A local ProcessMind serves on {server.base_url}, pmwatch watches {root}/drop/{{datatable}}")
             drops = _drops()
             _write_and_watch(drops, root, config, out)
             wrong = _verify(drops, server)
@@ -160,9 +156,7 @@ def demo(
             for line in wrong:
                 out.print(f"WRONG: {line}")
             if not wrong:
-                out.print(
-                    "Every file arrived once, byte-identical; the duplicate was recognised and not sent again."
-                )
+                out.print("Every file arrived once, byte-identical; the duplicate was recognised and not sent again.")
             if keep:
                 _stay(out, root, server, address)
             else:
@@ -235,17 +229,13 @@ def _write(drop: _Drop, root: Path) -> None:
 def _table(drops: list[_Drop], *, final: bool = False) -> Table:
     """Show the files: while it runs how they are written, at the end what they are."""
     columns = (
-        ("file", "rows", "size", "SHA-256", "state", "complete to uploaded")
-        if final
-        else ("file", "how", "state")
+        ("file", "rows", "size", "SHA-256", "state", "complete to uploaded") if final else ("file", "how", "state")
     )
     table = Table(*columns)
     for drop in drops:
         if final:
             digest = hashlib.sha256(drop.content).hexdigest()[:16] + "…"
-            table.add_row(
-                drop.name, f"{drop.rows:,}", format_size(len(drop.content)), digest, drop.state, drop.seconds
-            )
+            table.add_row(drop.name, f"{drop.rows:,}", format_size(len(drop.content)), digest, drop.state, drop.seconds)
         else:
             table.add_row(drop.name, drop.how, drop.state)
     return table

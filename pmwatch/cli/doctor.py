@@ -19,14 +19,11 @@ def doctor(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     """Look at folders, state, limits and the API with each tenant's key, and say what to do. Exits 1 on an error."""
     settings = settings_of(config)
     keys = KeyRing(settings.tenants, on_key=register_secret)
-    http = Http(
-        timeouts=Timeouts(settings.api.connect_timeout, settings.api.timeout), ca_file=settings.api.ca_file
-    )
+    http = Http(timeouts=Timeouts(settings.api.connect_timeout, settings.api.timeout), ca_file=settings.api.ca_file)
     findings = [check_state(settings.state.dir), *check_inotify(settings.folders)]
     findings += [finding for folder in settings.folders for finding in check_folder(folder)]
     findings += [
-        check_tenant(tenant, keys=keys, http=http, base_url=settings.api.base_url)
-        for tenant in settings.tenants
+        check_tenant(tenant, keys=keys, http=http, base_url=settings.api.base_url) for tenant in settings.tenants
     ]
     http.close()
     if json:

@@ -28,12 +28,8 @@ def retry(
     ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Every failed file.")] = False,
-    folder: Annotated[
-        str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")
-    ] = None,
-    reason: Annotated[
-        str | None, typer.Option("--reason", help="Only files that failed for this reason.")
-    ] = None,
+    folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Only files that failed for this reason.")] = None,
     since: Annotated[
         str | None, typer.Option("--since", metavar="DURATION", help='Only what failed in the last "2h".')
     ] = None,

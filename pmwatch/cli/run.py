@@ -17,9 +17,7 @@ def run(
     config: ConfigOption = None,
     once: Annotated[
         bool,
-        typer.Option(
-            "--once", help="Scan, settle and upload everything, then exit: 0, or 1 if anything is left."
-        ),
+        typer.Option("--once", help="Scan, settle and upload everything, then exit: 0, or 1 if anything is left."),
     ] = False,
     drain: Annotated[
         bool,

@@ -21,9 +21,7 @@ def sandbox(
     ] = "127.0.0.1:9100",
     state: Annotated[
         str | None,
-        typer.Option(
-            "--state", metavar="DIR", help="Keep tenants, keys and objects here [default: a new directory]."
-        ),
+        typer.Option("--state", metavar="DIR", help="Keep tenants, keys and objects here [default: a new directory]."),
     ] = None,
     ready_file: Annotated[
         str | None,
@@ -33,9 +31,7 @@ def sandbox(
             help="Write base_url, tenants and keys here, as JSON, once it serves.",
         ),
     ] = None,
-    tenants: Annotated[
-        int, typer.Option("--tenants", min=1, max=100, help="How many tenants a new sandbox has.")
-    ] = 1,
+    tenants: Annotated[int, typer.Option("--tenants", min=1, max=100, help="How many tenants a new sandbox has.")] = 1,
     fault: Annotated[
         list[str] | None,
         typer.Option("--fault", metavar="RULE", help='Answer with trouble, such as "PUT 503 x3".'),

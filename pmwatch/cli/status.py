@@ -23,9 +23,7 @@ _SHOWN_STATES = ("queued", "uploading", "uploaded", "done", "held", "failed", "v
 
 
 @app.command()
-def status(
-    *, config: ConfigOption = None, state_dir: StateDirOption = None, json: JsonOption = False
-) -> None:
+def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, json: JsonOption = False) -> None:
     """Show folders, what waits and why, and the latest files: from the running daemon, else from the ledger."""
     settings = settings_of(config, state_dir=state_dir)
     found = ask_daemon(settings, "/api/v1/status")
@@ -42,9 +40,7 @@ def status(
                     "settling": 0,
                     "states": {str(state): counts.get((name, state), 0) for state in State},
                 }
-                for name in sorted(
-                    {folder for folder, _ in counts} | {folder.name for folder in settings.folders}
-                )
+                for name in sorted({folder for folder, _ in counts} | {folder.name for folder in settings.folders})
             ],
             "gates": [],
             "destinations": [],

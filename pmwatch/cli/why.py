@@ -23,9 +23,7 @@ from pmwatch.model import format_duration
 
 @app.command()
 def why(
-    path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A file in a drop folder, or one that was there.")
-    ],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file in a drop folder, or one that was there.")],
     *,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
@@ -52,9 +50,7 @@ def why(
         out.print(f"  {sentence}")
     for delivery in answer["history"][1:]:
         age = format_duration(time.time() - delivery["settled_at"])
-        out.print(
-            f"  Before that, {age} ago: {delivery['state']} {delivery['outcome']} {delivery['reason']}".rstrip()
-        )
+        out.print(f"  Before that, {age} ago: {delivery['state']} {delivery['outcome']} {delivery['reason']}".rstrip())
 
 
 def _has_ledger(state_dir: str) -> bool:

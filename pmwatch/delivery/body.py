@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pmwatch.errors import Interrupted, SourceChanged, SourceUnreadable
 from pmwatch.files import open_regular
@@ -33,7 +33,7 @@ class Source:
         self.md5 = ""
         self.bytes_read = 0
 
-    def __enter__(self) -> "Source":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,9 +73,7 @@ class Source:
         try:
             chunk = os.pread(self._fd, count, self.bytes_read)
         except OSError as error:
-            raise SourceUnreadable(
-                f"reading failed: {error.strerror}", hint="Check the disk or mount."
-            ) from None
+            raise SourceUnreadable(f"reading failed: {error.strerror}", hint="Check the disk or mount.") from None
         if not chunk:
             raise SourceChanged("the file became shorter while it was read")
         return chunk
@@ -88,7 +86,7 @@ class _Hashes:
         plain = (hashlib.sha256(), hashlib.md5(usedforsecurity=False))  # MD5 only ever meets S3's ETag
         self._hashes: tuple[Any, ...] = tuple(_ThreadedHash(one) for one in plain) if threaded else plain
 
-    def __enter__(self) -> "_Hashes":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

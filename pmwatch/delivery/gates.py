@@ -56,9 +56,7 @@ class Gates:
     def shut_for(self, tenants: list[str]) -> list[str]:
         """Return the tenants of whom nothing may be claimed now, for their own gate or their storage's."""
         with self._lock:
-            return [
-                tenant for tenant in tenants if any(not self._passable(name) for name in self._path(tenant))
-            ]
+            return [tenant for tenant in tenants if any(not self._passable(name) for name in self._path(tenant))]
 
     def _path(self, tenant: str) -> list[str]:
         return [tenant, self._hosts[tenant]] if tenant in self._hosts else [tenant]

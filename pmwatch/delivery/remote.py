@@ -20,9 +20,7 @@ class Remote(Protocol):
     def presign(self, delivery: Delivery, source: Fingerprint) -> str:
         """Return a URL for one PUT of this source."""
 
-    def put(
-        self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool
-    ) -> Receipt:
+    def put(self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool) -> Receipt:
         """Send the bytes of a fresh body to the URL; the receipt confirms exactly these."""
 
 
@@ -40,9 +38,7 @@ class ProcessMindRemote:
 
     def _client(self, tenant: str) -> Client:
         if tenant not in self._tenants:
-            raise DestinationUnknown(
-                f"tenant {tenant!r} is not in the configuration", hint="Add it under [[tenants]]."
-            )
+            raise DestinationUnknown(f"tenant {tenant!r} is not in the configuration", hint="Add it under [[tenants]].")
         return Client(self._keys.key(tenant), base_url=self._base_url, http=self._http)
 
     def resolve(self, target: Target) -> Destination:
@@ -83,17 +79,15 @@ class ProcessMindRemote:
         hint = f"The key of tenant {tenant!r} is wrong, revoked or of another tenant. {self._keys.renewal_hint(tenant)}"
         return KeyRejected(error.message, hint=hint, status=error.status, request_id=error.request_id)
 
-    def put(
-        self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool
-    ) -> Receipt:
+    def put(self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool) -> Receipt:
         """Send the bytes of a fresh body to the URL."""
         return self._storage.put(url, open_body, size=size, filename=filename, only_if_absent=only_if_absent)
 
 
 def api_filename(path: bytes) -> str:
-    """Return the name to tell the API: UTF-8 as it is; other bytes and control characters as `%XX`.
+    r"""Return the name to tell the API: UTF-8 as it is; other bytes and control characters as `%XX`.
 
-    >>> api_filename("in/größe\\n".encode() + b"\\xff.csv")
+    >>> api_filename("in/größe\n".encode() + b"\\xff.csv")
     'größe%0A%FF.csv'
     """
     text = os.path.basename(path).decode("utf-8", "surrogateescape")

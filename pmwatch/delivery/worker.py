@@ -40,7 +40,9 @@ _WAIT_FOR_EQUAL_SECONDS: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What happened to a delivery. `what` is uploaded, duplicate, unchanged, retry, gate, held, failed, vanished,
+    """What happened to a delivery.
+
+    `what` is uploaded, duplicate, unchanged, retry, gate, held, failed, vanished,
     returned, disposed or dispose_failed; `put_seconds` is the time of the PUT alone.
     """
 
@@ -280,13 +282,9 @@ class Uploader:
             self._ledger.unchanged(delivery)
             self._report(Report("unchanged", delivery, sha256=sha256))
         else:
-            self._ledger.duplicate(
-                delivery, sha256=sha256, of=decided.of, now=self._now(), dispose=_moves(folder)
-            )
+            self._ledger.duplicate(delivery, sha256=sha256, of=decided.of, now=self._now(), dispose=_moves(folder))
             self._report(
-                Report(
-                    "duplicate", delivery, sha256=sha256, duplicate_of=decided.of, older_version=decided.older
-                )
+                Report("duplicate", delivery, sha256=sha256, duplicate_of=decided.of, older_version=decided.older)
             )
             self._dispose_after(delivery, folder)
 
@@ -313,9 +311,7 @@ class Uploader:
             location, kept = dispose(delivery, folder)
         except DisposeError as error:
             not_before = self._now() + self._policy.wait(self._now() - delivery.uploaded_at)
-            self._ledger.dispose_later(
-                delivery, reason=error.reason, detail=error.message, not_before=not_before
-            )
+            self._ledger.dispose_later(delivery, reason=error.reason, detail=error.message, not_before=not_before)
             self._report(_report_of("dispose_failed", delivery, error, not_before))
             return
         self._ledger.disposed(delivery, location=location, kept=kept, now=self._now())
@@ -325,9 +321,7 @@ class Uploader:
 
     # ---- trouble ------------------------------------------------------------------------------------------
 
-    def _return(
-        self, delivery: Delivery, reason: str, *, not_before: float = 0.0, url: str | None = None
-    ) -> None:
+    def _return(self, delivery: Delivery, reason: str, *, not_before: float = 0.0, url: str | None = None) -> None:
         """Give a delivery back unharmed."""
         self._ledger.give_back(
             delivery,

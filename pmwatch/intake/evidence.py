@@ -77,7 +77,5 @@ def renamed_into_place(*, renamed: bool, mtime_ns: int) -> Evidence:
     if not renamed:
         return Evidence(Answer.UNKNOWN, "it was not seen being renamed into place")
     if mtime_ns < _EPOCH_SLACK_NS:
-        return Evidence(
-            Answer.UNKNOWN, "it was renamed into place with an mtime of 1970, as a broken-off rsync does"
-        )
+        return Evidence(Answer.UNKNOWN, "it was renamed into place with an mtime of 1970, as a broken-off rsync does")
     return Evidence(Answer.YES, "it was renamed into place")

@@ -172,9 +172,7 @@ class FolderIntake:
         else:
             self._saw(path, Fingerprint.of(st), renamed=renamed)
 
-    def _saw(
-        self, path: bytes, seen: Fingerprint, *, renamed: bool = False, batch: float | None = None
-    ) -> None:
+    def _saw(self, path: bytes, seen: Fingerprint, *, renamed: bool = False, batch: float | None = None) -> None:
         now = self._monotonic()
         settled = self._settler.saw(path, seen, now=now, wall=self._wall(), renamed=renamed, batch=batch)
         if settled is not None:
@@ -209,7 +207,7 @@ class FolderIntake:
 
         def problem(_path: bytes, reason: str) -> None:
             if len(ignored) < _MAX_KNOWN_PROBLEMS:
-                ignored[reason.split(":")[0]] += 1
+                ignored[reason.partition(":")[0]] += 1
 
         try:
             news = self._see(scan(self.folder.root, self.rules, problem=problem))
@@ -272,9 +270,7 @@ class FolderIntake:
 
     def unsettled(self) -> list[Candidate]:
         """Return the files that have content and are not in the ledger yet."""
-        return [
-            candidate for candidate in self._settler.candidates() if candidate.fingerprint.size
-        ] + self._ready
+        return [candidate for candidate in self._settler.candidates() if candidate.fingerprint.size] + self._ready
 
     @property
     def idle(self) -> bool:

@@ -41,9 +41,7 @@ class Rules:
         self._unfinished = _compile(UNFINISHED_NAMES)
         self._include = _compile(folder.include or tuple(f"*.{kind}" for kind in READABLE_TYPES))
         self._exclude = _compile(folder.exclude)
-        self._own = tuple(
-            os.path.relpath(own, folder.root) for own in folder.own_dirs if _is_below(own, folder.root)
-        )
+        self._own = tuple(os.path.relpath(own, folder.root) for own in folder.own_dirs if _is_below(own, folder.root))
 
     def map(self, path: bytes) -> Mapped:
         """Return where a file goes, or why it does not: ignored name, unsupported type, excluded, unmapped."""

@@ -98,9 +98,7 @@ class Settler:
         if before is None:
             candidate = Candidate(path, fingerprint, now, now, wall, now if batch is None else batch, renamed)
         elif before.fingerprint != fingerprint:
-            candidate = replace(
-                before, fingerprint=fingerprint, same_since=now, renamed=renamed, waits_for="quiet"
-            )
+            candidate = replace(before, fingerprint=fingerprint, same_since=now, renamed=renamed, waits_for="quiet")
         else:
             candidate = replace(before, renamed=before.renamed or renamed)
         settled, waits_for = self._judge(candidate, now)

@@ -65,24 +65,17 @@ class Watch:
             with self._lock:
                 self._root_wd = self._add(b"")
                 self._add_below(b"")
-            if self._root_wd is None:
-                raise FolderDown(
-                    f"{display(self._root)} cannot be watched",
-                    hint="Check its permissions.",
-                    reason="unwatchable",
-                )  # noqa: TRY301
         except OSError as error:
             self.close()
             raise explain(error, self._root) from None
-        except FolderDown:
+        if self._root_wd is None:
             self.close()
-            raise
+            message = f"{display(self._root)} cannot be watched"
+            raise FolderDown(message, hint="Check its permissions.", reason="unwatchable")
 
     def _add(self, path: bytes) -> WatchDescriptor | None:
         """Watch one directory below the root; None where that is not allowed."""
-        wd = self._fd.add_callback(
-            os.path.join(self._root, path) if path else self._root, _MASK, self, self._id
-        )
+        wd = self._fd.add_callback(os.path.join(self._root, path) if path else self._root, _MASK, self, self._id)
         if wd == -1:  # watchdog's way to report EACCES
             return None
         self._paths[wd] = path
@@ -107,9 +100,7 @@ class Watch:
         try:
             with os.scandir(os.path.join(self._root, directory) if directory else self._root) as entries:
                 found = [
-                    os.path.join(directory, entry.name)
-                    for entry in entries
-                    if entry.is_dir(follow_symlinks=False)
+                    os.path.join(directory, entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)
                 ]
         except OSError:
             return []
@@ -231,7 +222,7 @@ class Watcher:
 
 
 def explain(error: OSError, root: bytes) -> FolderDown:
-    """Put an inotify error into plain words: ENOSPC has nothing to do with a disk (inotify(7), inotify_add_watch(2))."""
+    """Put an inotify error into plain words: ENOSPC has nothing to do with a disk (inotify_add_watch(2))."""
     limits = {
         errno.ENOSPC: ("max_user_watches", "watched directories"),
         errno.EMFILE: ("max_user_instances", "inotify instances"),

@@ -116,7 +116,8 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX ix_uploaded ON deliveries (folder, uploaded_at)",
         "CREATE INDEX ix_seq ON deliveries (seq)",
         "CREATE TABLE lanes (lane TEXT PRIMARY KEY, ordered INTEGER NOT NULL, turn BIGINT NOT NULL)",
-        "CREATE TABLE counts (folder TEXT NOT NULL, state TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (folder, state))",
+        """CREATE TABLE counts (
+            folder TEXT NOT NULL, state TEXT NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (folder, state))""",
         """CREATE TABLE destinations (
             tenant TEXT NOT NULL, dataset TEXT NOT NULL, datatable TEXT NOT NULL, tenant_id TEXT NOT NULL,
             dataset_id TEXT NOT NULL, datatable_id TEXT NOT NULL, PRIMARY KEY (tenant, dataset, datatable))""",

@@ -127,9 +127,7 @@ class Ledger:
                 hint="Put [state] dir on a local disk.",
             )
         if read_only and not os.path.exists(path):
-            raise LedgerError(
-                f"there is no ledger in {state_dir}", hint="Has pmwatch run with this [state] dir?"
-            )
+            raise LedgerError(f"there is no ledger in {state_dir}", hint="Has pmwatch run with this [state] dir?")
         try:
             ledger = cls(path, read_only=read_only)
             if not read_only:
@@ -138,9 +136,7 @@ class Ledger:
         except OSError as error:
             raise LedgerError(f"{path}: {error.strerror}", hint="Check the owner of [state] dir.") from None
         except (DBAPIError, sqlite3.Error) as error:
-            raise (
-                translate(error) if isinstance(error, DBAPIError) else LedgerError(f"{path}: {error}")
-            ) from None
+            raise (translate(error) if isinstance(error, DBAPIError) else LedgerError(f"{path}: {error}")) from None
         return ledger
 
     def close(self) -> None:
@@ -256,9 +252,7 @@ class Ledger:
         def work(c: Connection) -> dict[bytes, Known]:
             found = {}
             for start in range(0, len(paths), _CHUNK):
-                condition = and_(
-                    _d.folder == folder, _d.path.in_(paths[start : start + _CHUNK]), _d.current == 1
-                )
+                condition = and_(_d.folder == folder, _d.path.in_(paths[start : start + _CHUNK]), _d.current == 1)
                 for row in c.execute(select(*_FINGERPRINT, _d.path, _d.state, _d.kept).where(condition)):
                     found[row.path] = Known(_fingerprint(row), State(row.state), bool(row.kept))
             return found
@@ -292,9 +286,7 @@ class Ledger:
 
     def next_due(self, *, now: float) -> float | None:
         """Return when (epoch seconds) the next waiting delivery may be tried; None where none waits for a time."""
-        query = select(func.min(_d.not_before)).where(
-            _d.state.in_((State.QUEUED, State.UPLOADED)), _d.not_before > now
-        )
+        query = select(func.min(_d.not_before)).where(_d.state.in_((State.QUEUED, State.UPLOADED)), _d.not_before > now)
         due = self._read(lambda c: c.execute(query).scalar_one())
         return None if due is None else float(due)
 
@@ -320,9 +312,7 @@ class Ledger:
         values = {"presigned_url": url, **_fingerprint_values(fingerprint)}
         self._write(lambda c: _move_claimed(c, delivery, State.UPLOADING, values))
 
-    def uploaded(
-        self, delivery: Delivery, *, sha256: str, etag: str, detail: str, now: float, dispose: bool
-    ) -> None:
+    def uploaded(self, delivery: Delivery, *, sha256: str, etag: str, detail: str, now: float, dispose: bool) -> None:
         """The storage confirmed exactly these bytes. Without `dispose` the source stays, and that is the end."""
         values: dict[str, Any] = {"sha256": sha256, "etag": etag, "detail": detail, "uploaded_at": now}
         values |= {"outcome": Outcome.UPLOADED, "reason": ""} | _ending(now, dispose=dispose)
@@ -348,12 +338,7 @@ class Ledger:
 
     def claim_disposal(self, *, now: float) -> Delivery | None:
         """Claim an uploaded delivery whose source still has to be archived or deleted, for a minute."""
-        query = (
-            select(deliveries)
-            .where(_d.state == State.UPLOADED, _d.not_before <= now)
-            .order_by(_d.seq)
-            .limit(1)
-        )
+        query = select(deliveries).where(_d.state == State.UPLOADED, _d.not_before <= now).order_by(_d.seq).limit(1)
         if self._read(lambda c: c.execute(query).first()) is None:
             return None
 
@@ -378,16 +363,12 @@ class Ledger:
         values = {"location": location, "kept": int(kept), "finished_at": now, "not_before": 0.0}
         if delivery.outcome == Outcome.UPLOADED:
             values |= {"reason": "", "detail": ""}
-        self._write(
-            lambda c: _move(c, delivery.id, delivery.folder, State.UPLOADED, State.DONE, values) and None
-        )
+        self._write(lambda c: _move(c, delivery.id, delivery.folder, State.UPLOADED, State.DONE, values) and None)
 
     def dispose_later(self, delivery: Delivery, *, reason: str, detail: str, not_before: float) -> None:
         """The source could not be disposed of; try again at `not_before`. The upload itself is safe."""
         values = {"reason": reason, "detail": detail, "not_before": not_before}
-        self._write(
-            lambda c: _move(c, delivery.id, delivery.folder, State.UPLOADED, State.UPLOADED, values) and None
-        )
+        self._write(lambda c: _move(c, delivery.id, delivery.folder, State.UPLOADED, State.UPLOADED, values) and None)
 
     def give_back(
         self, delivery: Delivery, *, reason: str, detail: str, not_before: float, failed_at: float, url: str
@@ -417,9 +398,7 @@ class Ledger:
 
     def unresolved(self) -> list[Target]:
         """Return the targets of queued deliveries whose names are not resolved to ids yet."""
-        query = select(_d.tenant, _d.dataset, _d.datatable).where(
-            _d.state == State.QUEUED, _d.datatable_id == ""
-        )
+        query = select(_d.tenant, _d.dataset, _d.datatable).where(_d.state == State.QUEUED, _d.datatable_id == "")
         rows = self._read(lambda c: c.execute(query.distinct()).all())
         return [Target(row.tenant, row.datatable, row.dataset) for row in rows]
 
@@ -475,9 +454,7 @@ class Ledger:
         row = self._read(lambda c: c.execute(select(deliveries).where(_d.id == id_)).first())
         return _delivery(row) if row is not None else None
 
-    def list(
-        self, *, states: Iterable[State] = (), folder: str | None = None, limit: int = 100
-    ) -> "list[Delivery]":
+    def list(self, *, states: Iterable[State] = (), folder: str | None = None, limit: int = 100) -> "list[Delivery]":
         """Return the newest deliveries, of some states and of one folder where asked."""
         query = select(deliveries).order_by(_d.seq.desc()).limit(limit)
         wanted = tuple(states)
@@ -617,11 +594,7 @@ def _move_statement(names: tuple[str, ...], *, with_attempt: bool) -> Update:
     condition = and_(_d.id == bindparam("of_id"), _d.state == bindparam("of_state"))
     if with_attempt:
         condition = and_(condition, _d.attempts == bindparam("of_attempt"))
-    return (
-        update(deliveries)
-        .where(condition)
-        .values({name: bindparam(f"new_{name}") for name in (*names, "state")})
-    )
+    return update(deliveries).where(condition).values({name: bindparam(f"new_{name}") for name in (*names, "state")})
 
 
 # Built once: composing a statement costs more than SQLite needs to run it.
@@ -693,7 +666,7 @@ def _count(c: Connection, folder: str, state: str, by: int) -> None:
         c.execute(insert(counts).values(folder=folder, state=state, n=by))
 
 
-def _move(
+def _move(  # noqa: PLR0917  who, from where, to where: read in this order at every call
     c: Connection,
     id_: int,
     folder: str,
@@ -744,12 +717,7 @@ def _enqueue(c: Connection, file: Settled) -> int:
 def _file_values(c: Connection, file: Settled) -> dict[str, Any]:
     seq = int(c.execute(_LAST_SEQ).scalar() or 0) + 1
     times = {"seen_at": file.seen_at, "settled_at": file.settled_at}
-    return (
-        _target_values(c, file.target, file.order)
-        | _fingerprint_values(file.fingerprint)
-        | times
-        | {"seq": seq}
-    )
+    return _target_values(c, file.target, file.order) | _fingerprint_values(file.fingerprint) | times | {"seq": seq}
 
 
 def _insert(c: Connection, file: Settled, *, previous_id: int) -> int:
@@ -789,9 +757,7 @@ def _decide(c: Connection, delivery: Delivery, sha256: str, policy: Dedup) -> De
         return Decided(Verdict.DUPLICATE, equal.id, older=latest is not None and latest.sha256 != sha256)
     try:
         with c.begin_nested():
-            c.execute(
-                update(deliveries).where(_d.id == delivery.id).values(inflight_sha256=sha256, sha256=sha256)
-            )
+            c.execute(update(deliveries).where(_d.id == delivery.id).values(inflight_sha256=sha256, sha256=sha256))
     except IntegrityError:
         return Decided(Verdict.WAIT)
     return Decided(Verdict.SEND)

@@ -26,9 +26,7 @@ _PRAGMAS: Final = (
 )
 
 
-def make_engine(
-    path: str, *, begin: str, pool: type[NullPool | QueuePool], read_only: bool = False
-) -> Engine:
+def make_engine(path: str, *, begin: str, pool: type[NullPool | QueuePool], read_only: bool = False) -> Engine:
     """Return an engine on the SQLite file `path` whose transactions start with the statement `begin`."""
     mode = "ro" if read_only else "rwc"
     engine = create_engine(

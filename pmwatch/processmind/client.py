@@ -5,7 +5,7 @@ Source of paths, fields and answers: ProcessMind's "API calls" and "API referenc
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -42,7 +42,7 @@ class Client:
         self._own_http = http is None
         self._http = http or Http()
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,7 +155,7 @@ def _parse(shape: type[_T], response: httpx.Response) -> _T:
         raise ServerFault(
             f"{place}: the answer is not JSON", reason="bad_answer", status=response.status_code
         ) from None
-    if isinstance(data, dict) and shape not in (dict[str, Any],) and not _is_model(shape):
+    if isinstance(data, dict) and shape != dict[str, Any] and not _is_model(shape):
         data = next((value for value in data.values() if isinstance(value, list)), data)  # {"datasets": […]}
     try:
         return TypeAdapter(shape).validate_python(data)
@@ -178,14 +178,12 @@ def api_error(response: httpx.Response) -> PmwatchError:
     text = f"{place} answered {status}" + (f": {said}" if said else "")
     facts = {"status": status, "request_id": request_id(response)}
     if status in (401, 403):
-        return KeyRejected(
-            text, hint="The API key is wrong, revoked or of another tenant; replace it.", **facts
-        )  # type: ignore[arg-type]
-    if status == 404:  # noqa: PLR2004
+        return KeyRejected(text, hint="The API key is wrong, revoked or of another tenant; replace it.", **facts)  # type: ignore[arg-type]
+    if status == 404:
         return DestinationUnknown(text, hint="Check the ids of tenant, dataset and datatable.", **facts)  # type: ignore[arg-type]
     if status in (429, 503):
         return Throttled(text, retry_after=retry_after(response), **facts)  # type: ignore[arg-type]
-    if status >= 500 or status < 400:  # noqa: PLR2004
+    if status >= 500 or status < 400:
         return ServerFault(text, hint="The service has trouble of its own; it is tried again.", **facts)  # type: ignore[arg-type]
     return Rejected(text, hint="The service refuses this request; see its message.", **facts)  # type: ignore[arg-type]
 

@@ -103,7 +103,7 @@ class Http:
             skew = email.utils.mktime_tz(parsed) - self._now()
         except (OverflowError, ValueError):
             return
-        self.clock_skew_seconds = 0.0 if abs(skew) <= 2 else skew  # noqa: PLR2004  Date counts whole seconds
+        self.clock_skew_seconds = 0.0 if abs(skew) <= 2 else skew
 
 
 def _translate(error: httpx.HTTPError, place: str) -> RemoteError:
@@ -137,9 +137,7 @@ def _no_connection(error: httpx.HTTPError, place: str) -> Unreachable:
         if isinstance(cause, ssl.SSLError):
             return Unreachable(f"{place}: TLS failed", hint="Is it an https server?", reason="tls")
         if isinstance(cause, ConnectionRefusedError):
-            return Unreachable(
-                f"{place}: connection refused", hint="Is the server running, and the port right?"
-            )
+            return Unreachable(f"{place}: connection refused", hint="Is the server running, and the port right?")
         cause = cause.__cause__ or cause.__context__
     hint = "Check the name, DNS and the network; pmwatch goes on by itself when it answers."
     return Unreachable(f"{place}: cannot connect", hint=hint)

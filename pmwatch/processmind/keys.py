@@ -41,9 +41,7 @@ class KeyRing:
         with open(tenant.api_key_file, encoding="utf-8", errors="replace") as file:
             key = file.read(_LARGEST_KEY_FILE).strip()
         if not key or not key.isascii() or not key.isprintable():
-            raise self._unavailable(
-                tenant, "it is empty" if not key else "it does not hold one line of plain text"
-            )
+            raise self._unavailable(tenant, "it is empty" if not key else "it does not hold one line of plain text")
         self._on_key(key)
         with self._lock:
             self._read[tenant.name] = (stamp, key)

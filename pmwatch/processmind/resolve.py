@@ -20,16 +20,13 @@ def resolve(client: Client, tenant_id: str, target: Target) -> Destination:
     dataset_name, _, table_name = target.datatable.rpartition("/")
     dataset_name = dataset_name or target.dataset
     candidates = [
-        (dataset, table)
-        for dataset in client.datasets(tenant_id)
-        for table in _tables_of(client, tenant_id, dataset)
+        (dataset, table) for dataset in client.datasets(tenant_id) for table in _tables_of(client, tenant_id, dataset)
     ]
     found = [
         (dataset, table)
         for dataset, table in candidates
         if dataset_name in ("", dataset.id, dataset.display_name)
-        and (target.datatable if not dataset_name else table_name or target.datatable)
-        in (table.id, table.display_name)
+        and (target.datatable if not dataset_name else table_name or target.datatable) in (table.id, table.display_name)
     ]
     if len(found) == 1:
         return Destination(tenant_id, found[0][0].id, found[0][1].id)
@@ -52,6 +49,4 @@ def _unknown(
     names = [f"{dataset.display_name}/{table.display_name}" for dataset, table in candidates]
     close = difflib.get_close_matches(target.datatable, names, n=3, cutoff=0.4) or names[:5]
     hint = f"The tenant has: {', '.join(close)}." if close else "The tenant has no datatables."
-    return DestinationUnknown(
-        f"there is no datatable {target.datatable!r} in tenant {target.tenant!r}", hint=hint
-    )
+    return DestinationUnknown(f"there is no datatable {target.datatable!r} in tenant {target.tenant!r}", hint=hint)

@@ -39,9 +39,7 @@ CONTENT_TYPES: Final = {
 """Sent only where the URL signs `content-type`: the URL names the header, not its value."""
 
 FALLBACK_CONTENT_TYPE: Final = "application/octet-stream"
-_S3_HOST: Final = re.compile(
-    r"(?:[a-z0-9.-]+\.)?s3(?:\.dualstack)?(?:[.-][a-z]{2}(?:-[a-z]+)+-\d)?\.amazonaws\.com"
-)
+_S3_HOST: Final = re.compile(r"(?:[a-z0-9.-]+\.)?s3(?:\.dualstack)?(?:[.-][a-z]{2}(?:-[a-z]+)+-\d)?\.amazonaws\.com")
 _SUCCESS: Final = (200, 201, 204)
 _MAX_REDIRECTS: Final = 3
 _MD5_ETAG: Final = re.compile(r'"?([0-9a-fA-F]{32})"?')
@@ -65,9 +63,7 @@ class Storage:
     are allowed, over plain http too, where `allow_loopback` says so.
     """
 
-    def __init__(
-        self, http: Http, *, allowed_hosts: Sequence[str] = (), allow_loopback: bool = False
-    ) -> None:
+    def __init__(self, http: Http, *, allowed_hosts: Sequence[str] = (), allow_loopback: bool = False) -> None:
         self._http = http
         self._allowed = tuple(host.lower() for host in allowed_hosts)
         self._allow_loopback = allow_loopback
@@ -86,13 +82,10 @@ class Storage:
         if not self._allowed:
             return _S3_HOST.fullmatch(host) is not None
         return any(
-            host == allowed or (allowed.startswith("*.") and host.endswith(allowed[1:]))
-            for allowed in self._allowed
+            host == allowed or (allowed.startswith("*.") and host.endswith(allowed[1:])) for allowed in self._allowed
         )
 
-    def put(
-        self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool = False
-    ) -> Receipt:
+    def put(self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool = False) -> Receipt:
         """PUT `size` bytes from a fresh body. Returns the receipt of exactly these bytes.
 
         `only_if_absent` sends `If-None-Match: *`, so that a lost answer can be repeated: AlreadyThere says that
@@ -117,9 +110,7 @@ class Storage:
             return ""
         return CONTENT_TYPES.get(os.path.splitext(filename)[1].lower(), FALLBACK_CONTENT_TYPE)
 
-    def _put(
-        self, url: str, open_body: OpenBody, size: int, content_type: str, only_if_absent: bool
-    ) -> Receipt:  # noqa: FBT001
+    def _put(self, url: str, open_body: OpenBody, size: int, content_type: str, only_if_absent: bool) -> Receipt:  # noqa: FBT001
         headers = {"content-length": str(size)}
         if content_type:
             headers["content-type"] = content_type
@@ -128,7 +119,7 @@ class Storage:
         for _ in range(_MAX_REDIRECTS):
             self.check_url(url)
             response = self._send(url, open_body, size, headers)
-            if response.status_code != 307:  # noqa: PLR2004  Temporary Redirect: same method, same body
+            if response.status_code != 307:
                 return _receipt(response, url)
             url = urljoin(url, response.headers.get("location", ""))
         raise ServerFault("the storage redirects without end")
@@ -142,9 +133,7 @@ class Storage:
             content=open_body() if size else b"",
             headers=headers,
             timeout=self._http.timeouts.for_upload(),
-            extensions={
-                "target": target.encode("ascii", "replace")
-            },  # the URL byte for byte, as it was signed
+            extensions={"target": target.encode("ascii", "replace")},  # the URL byte for byte, as it was signed
         )
         return self._http.send(request)
 
@@ -182,7 +171,7 @@ def signed_headers(url: str) -> frozenset[str]:
 
 
 def url_expiry(url: str) -> float | None:
-    """Return when (epoch seconds) a presigned URL expires: `X-Amz-Date` + `X-Amz-Expires`; None where it does not say."""
+    """Return when (epoch seconds) a URL expires: `X-Amz-Date` + `X-Amz-Expires`; None where it does not say."""
     try:
         signed_at = calendar.timegm(time.strptime(_query(url, "X-Amz-Date"), "%Y%m%dT%H%M%SZ"))
         return signed_at + float(_query(url, "X-Amz-Expires"))
@@ -233,13 +222,13 @@ def s3_error(response: httpx.Response, url: str) -> PmwatchError:
 
 
 def _error_class(status: int, code: str, said: str, url: str) -> type[RemoteError]:
-    if status == 412:  # noqa: PLR2004
+    if status == 412:
         return AlreadyThere
     if code in _EXPIRED_CODES or (status in (400, 403) and ("expired" in said.lower() or _has_expired(url))):
         return UrlExpired
     if status in (429, 503) or code in _THROTTLE_CODES:
         return Throttled
-    if code == "RequestTimeTooSkewed" or status >= 500 or status < 400:  # noqa: PLR2004
+    if code == "RequestTimeTooSkewed" or status >= 500 or status < 400:
         return ServerFault
     return RemoteError if code in _AGAIN_CODES or status in (408, 409) else Rejected
 

@@ -32,14 +32,14 @@ def order_to_cash(cases: int, *, seed: int, prefix: str = "SO") -> Iterator[Row]
 
 def _activities(chance: random.Random) -> list[str]:
     path = ["Create Order", "Check Credit"]
-    if chance.random() < 0.12:  # noqa: PLR2004
+    if chance.random() < 0.12:
         path += ["Block Order", "Release Order"]
     path += ["Confirm Order"]
     path += ["Change Quantity"] * chance.choice((0, 0, 0, 1, 2))
     path += ["Pick Goods", "Ship Goods", "Create Invoice", "Send Invoice"]
-    if chance.random() < 0.2:  # noqa: PLR2004
+    if chance.random() < 0.2:
         path += ["Send Reminder"]
-    return path if chance.random() < 0.05 else [*path, "Receive Payment"]  # noqa: PLR2004
+    return path if chance.random() < 0.05 else [*path, "Receive Payment"]
 
 
 def csv_bytes(rows: Iterator[Row], *, delimiter: str = ",") -> bytes:

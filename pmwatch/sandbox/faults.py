@@ -73,7 +73,7 @@ class Fault:
         "GET 429 x2 retry-after=5 path=presignedurl".
         """
         words = text.split()
-        if len(words) < 2:  # noqa: PLR2004  a method and a status
+        if len(words) < 2:
             raise ValueError(f"a fault is METHOD STATUS [xN] [...], not {text!r}")
         values: dict[str, Any] = {"method": words[0].upper(), "status": int(words[1])}
         for word in words[2:]:

@@ -228,9 +228,7 @@ def serve(  # noqa: PLR0917  where, what, and whom to tell: the command passes t
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)
     rules = [Fault.parse(text) for text in faults]
-    server = SandboxServer(
-        state_dir, host=listen_host, port=listen_port, tenants=_demo_tenants(tenants), faults=rules
-    )
+    server = SandboxServer(state_dir, host=listen_host, port=listen_port, tenants=_demo_tenants(tenants), faults=rules)
     with _stop_signals() as stopped, server:
         if ready_file is not None:
             write_private_json(ready_file, server.ready_document())

@@ -217,9 +217,7 @@ def _check_signature(query: SignedQuery, request: ReceivedRequest, credentials: 
         )
 
 
-def _canonical_request(
-    method: str, path: bytes, pairs: Pairs, names: Iterable[str], headers: Mapping[str, str]
-) -> str:
+def _canonical_request(method: str, path: bytes, pairs: Pairs, names: Iterable[str], headers: Mapping[str, str]) -> str:
     """Build the text that is signed. A signed header that was not sent counts as empty."""
     names = list(names)
     query = sorted((_encode(name), _encode(value)) for name, value in pairs)

@@ -292,8 +292,7 @@ def _new_key_pair() -> dict[str, str]:
 
 def _read_tenants(saved: Iterable[dict[str, Any]]) -> list[Tenant]:
     return [
-        Tenant(**{**tenant, "datasets": [_read_dataset(dataset) for dataset in tenant["datasets"]]})
-        for tenant in saved
+        Tenant(**{**tenant, "datasets": [_read_dataset(dataset) for dataset in tenant["datasets"]]}) for tenant in saved
     ]
 
 

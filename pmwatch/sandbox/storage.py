@@ -33,9 +33,7 @@ _CONTENT_TYPES = {
 }
 
 
-def presigned_url(
-    sandbox: Sandbox, origin: str, key: str, *, filename: str, valid_seconds: int | None
-) -> str:
+def presigned_url(sandbox: Sandbox, origin: str, key: str, *, filename: str, valid_seconds: int | None) -> str:
     """Return the URL that accepts one PUT of `key`, for as long as the options and the caller say."""
     options = sandbox.options
     expires = options.url_expires_seconds or valid_seconds or 3600
@@ -132,9 +130,7 @@ async def _fill(upload: Upload, receive: Receive) -> None:
                 upload.write(block)
                 upload.digest(block)
             else:
-                busy = asyncio.gather(
-                    asyncio.to_thread(upload.write, block), asyncio.to_thread(upload.digest, block)
-                )
+                busy = asyncio.gather(asyncio.to_thread(upload.write, block), asyncio.to_thread(upload.digest, block))
     finally:
         if busy is not None:
             await busy

@@ -106,8 +106,6 @@ class _Guard:
     def _welcome(self, scope: Scope) -> bool:
         if scope["path"] in _OPEN_PATHS or "*" in self._hosts:
             return True
-        host = next(
-            (value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"), ""
-        )
+        host = next((value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"), "")
         without_port = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         return host in self._hosts or without_port in self._hosts

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from pmwatch.files import look
 from pmwatch.intake.rules import Rules
@@ -23,6 +24,16 @@ class Account:
     verdicts: Counter[str] = field(default_factory=Counter)
     unaccounted: int = 0
     named: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "folder": self.folder,
+            "states": dict(self.states),
+            "verdicts": dict(self.verdicts),
+            "unaccounted": self.unaccounted,
+            "named": self.named,
+        }
 
 
 def audit(folder: Folder, ledger: Ledger, *, is_settling: Callable[[bytes], bool] = lambda _: False) -> Account:

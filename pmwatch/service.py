@@ -18,6 +18,7 @@ from typing import Any, Final
 import structlog
 
 from pmwatch import __version__, systemd
+from pmwatch.audit import audit
 from pmwatch.config import Settings, is_loopback
 from pmwatch.delivery.gates import Gate, Gates
 from pmwatch.delivery.remote import ProcessMindRemote, Remote
@@ -52,7 +53,8 @@ from pmwatch.web.server import WebServer
 _TICK_SECONDS: Final = 0.5
 _ABORT_SECONDS: Final = 3.0
 _RESOLVE_SECONDS: Final = 15.0
-_LOW_SPACE_SECONDS: Final = 30.0
+_AUDIT_SECONDS: Final = 900.0
+_SECOND_LOOK_SECONDS: Final = 30.0
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -130,7 +132,8 @@ class Service:
         self._intakes: dict[str, _Running] = {}
         self._active: dict[int, Delivery] = {}
         self._unresolved: dict[Target, PmwatchError] = {}
-        self._retired_intakes = 0
+        self._unaccounted: dict[str, int] = {}
+        self._intakes_started = 0
         self._failed_in_this_run = 0
         self._died = False
         self._drain_until = 0.0
@@ -221,6 +224,7 @@ class Service:
             look_again=self._look_again,
             started=self._put_started,
             abort=self._abort,
+            beat=lambda: self._pulse.beat(threading.current_thread().name),
         )
 
     def _start(self) -> None:
@@ -229,6 +233,7 @@ class Service:
         for folder in self._settings.folders:
             self._start_intake(folder)
         self._threads.start("resolve", self._resolve_names)
+        self._threads.start("audit", self._audit_now_and_then)
         for number in range(1, self._settings.delivery.max_parallel + 1):
             self._threads.start(f"upload-{number}", self._upload)
         self._log.info(
@@ -415,8 +420,8 @@ class Service:
     # ---- threads ----------------------------------------------------------------------------------------------
 
     def _start_intake(self, folder: Folder) -> None:
-        self._retired_intakes += 1
-        thread = f"intake-{folder.name}-{self._retired_intakes}"
+        self._intakes_started += 1
+        thread = f"intake-{folder.name}-{self._intakes_started}"
         stop = threading.Event()
         intake = FolderIntake(
             folder,
@@ -493,6 +498,33 @@ class Service:
         self._unresolved = troubles
         self._work.wake()
         return now + _RESOLVE_SECONDS
+
+    def _audit_now_and_then(self) -> None:
+        """Account for every file, well after start and then at long intervals."""
+        while not self._no_more_claims.wait(_AUDIT_SECONDS):
+            for running in list(self._intakes.values()):
+                try:
+                    self._audit(running.intake)
+                except LedgerError as error:
+                    self._log.error("ledger trouble", thread="audit", error=error.message, hint=error.hint)
+
+    def _audit(self, intake: FolderIntake) -> None:
+        """Audit one folder. What has no account twice, with a scan in between, is reported."""
+        name = intake.folder.name
+        account = audit(intake.folder, self.ledger, is_settling=lambda path: intake.candidate(path) is not None)
+        if account.unaccounted:
+            intake.inbox.rescan()
+            self._no_more_claims.wait(_SECOND_LOOK_SECONDS)
+            account = audit(intake.folder, self.ledger, is_settling=lambda path: intake.candidate(path) is not None)
+        self._unaccounted[name] = account.unaccounted
+        if account.unaccounted:
+            self._log.error(
+                "unaccounted files",
+                folder=name,
+                files=account.unaccounted,
+                first=account.named,
+                hint="pmwatch why FILE tells what is known of one; please report this.",
+            )
 
     def _watch_keys(self) -> None:
         """Let a tenant's gate be probed at once when its key file was replaced."""
@@ -715,6 +747,7 @@ class Service:
             "pmwatch_gate_open": gates,
             "pmwatch_watch_up": {(name,): float(status.up) for name, status in intakes.items()},
             "pmwatch_inotify_watches": {(): self.watcher.count()},
+            "pmwatch_unaccounted_files": {(name,): self._unaccounted.get(name, 0) for name in intakes},
             "pmwatch_free_bytes": self._free_bytes(),
             "pmwatch_clock_skew_seconds": {(): self.http.clock_skew_seconds},
         }
@@ -740,6 +773,7 @@ _LOG_LINES: Final = {
     "retry": ("warning", "upload will be tried again"),
     "gate": ("debug", "waiting for the other side"),
     "returned": ("debug", "returned to the queue"),
+    "ledger_trouble": ("error", "ledger trouble"),
     "held": ("error", "held for a person"),
     "failed": ("error", "upload failed"),
     "vanished": ("warning", "source changed or gone before its upload"),

@@ -1,6 +1,5 @@
 """`pmwatch audit`: is every file accounted for?"""
 
-import dataclasses
 from typing import Annotated
 
 import typer
@@ -36,7 +35,7 @@ def audit(
     accounts = [account_for(one, ledger) for one in settings.folders if folder in (None, one.name)]
     ledger.close()
     if json:
-        print_json([dataclasses.asdict(account) for account in accounts])
+        print_json([account.as_dict() for account in accounts])
     for account in () if json else accounts:
         console().print(f"folder {account.folder}: {account.unaccounted} unaccounted")
         for what, count in (*sorted(account.states.items()), *sorted(account.verdicts.items())):

@@ -19,6 +19,7 @@ from pmwatch.ledger.lock import read_holder
 
 DEFAULT_CONFIG: Final = "/etc/pmwatch/config.toml"
 _ASK_SECONDS: Final = 10.0
+_PIPED_WIDTH: Final = 120
 
 ConfigOption = Annotated[
     str | None,
@@ -66,7 +67,7 @@ def settings_of(
 
 def console() -> Console:
     """Return a console for people; file names are data, so markup and highlighting are off."""
-    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def print_json(value: Any) -> None:

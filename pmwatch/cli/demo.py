@@ -231,7 +231,10 @@ def _table(drops: list[_Drop], *, final: bool = False) -> Table:
     columns = (
         ("file", "rows", "size", "SHA-256", "state", "complete to uploaded") if final else ("file", "how", "state")
     )
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        right = column in ("rows", "size", "complete to uploaded")
+        table.add_column(column, overflow="fold", justify="right" if right else "left", no_wrap=column != "file")
     for drop in drops:
         if final:
             digest = hashlib.sha256(drop.content).hexdigest()[:16] + "…"

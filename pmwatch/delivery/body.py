@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
-from pmwatch.errors import Interrupted, SourceChanged, SourceUnreadable
+from pmwatch.errors import SourceChanged, SourceUnreadable
 from pmwatch.files import open_regular
 from pmwatch.model import Fingerprint
 
@@ -28,7 +28,9 @@ class Source:
 
     def __init__(self, root: bytes, path: bytes) -> None:
         self._fd = open_regular(root, path)
-        self.fingerprint = Fingerprint.of(os.fstat(self._fd))
+        opened = os.fstat(self._fd)
+        self.fingerprint = Fingerprint.of(opened)
+        self._links = opened.st_nlink
         self.sha256 = ""
         self.md5 = ""
         self.bytes_read = 0
@@ -54,8 +56,9 @@ class Source:
                 chunk = self._read(min(CHUNK_BYTES, size - self.bytes_read))
                 hashes.update(chunk)
                 self.bytes_read += len(chunk)
+                if self.bytes_read == size:
+                    self.verify()  # before the last bytes go: a torn body must never be complete
                 yield chunk
-            self.verify()
             self.sha256, self.md5 = hashes.digests()
 
     def hash(self, *, check: Check = no_check) -> str:
@@ -65,8 +68,13 @@ class Source:
         return self.sha256
 
     def verify(self) -> None:
-        """Raise SourceChanged unless the opened file still is what it was when it was opened."""
-        if Fingerprint.of(os.fstat(self._fd)) != self.fingerprint:
+        """Raise SourceChanged unless the opened file still is what it was when it was opened.
+
+        Its name may have been replaced or linked meanwhile, which changes its ctime but not its bytes.
+        """
+        now = os.fstat(self._fd)
+        same_ctime = now.st_ctime_ns == self.fingerprint.ctime_ns or now.st_nlink != self._links
+        if not (same_ctime and Fingerprint.of(now).same_content_as(self.fingerprint)):
             raise SourceChanged("the file changed while it was read")
 
     def _read(self, count: int) -> bytes:
@@ -129,13 +137,3 @@ class _ThreadedHash:
         self.close()
         digest: str = self._plain.hexdigest()
         return digest
-
-
-def stop_check(abort: threading.Event) -> Check:
-    """Return a check that raises Interrupted once `abort` is set."""
-
-    def check() -> None:
-        if abort.is_set():
-            raise Interrupted("pmwatch is shutting down")
-
-    return check

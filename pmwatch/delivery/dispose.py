@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from typing import Any, Final
@@ -18,9 +18,14 @@ from pmwatch.files import is_regular, look, parent_directory, sync_directory
 from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, display
 
 _CHUNK_BYTES: Final = 1024 * 1024
+Beat = Callable[[], None]
 
 
-def dispose(delivery: Delivery, folder: Folder) -> tuple[bytes, bool]:
+def _no_beat() -> None:
+    """Nobody watches over this thread's turns."""
+
+
+def dispose(delivery: Delivery, folder: Folder, *, beat: Beat = _no_beat) -> tuple[bytes, bool]:
     """Archive or delete the source as the folder says; return where it lies now, and whether it stayed in place.
 
     A source that is gone or has become a newer version is left alone. Raises DisposeError; safe to repeat.
@@ -31,7 +36,7 @@ def dispose(delivery: Delivery, folder: Folder) -> tuple[bytes, bool]:
             return delivery.location, not delivery.location
         if folder.after_upload is AfterUpload.DELETE:
             return b"", not _delete(root, path, delivery)
-        location = move_into(root, path, _archive_directory(delivery, folder), version=delivery.fingerprint)
+        location = move_into(root, path, _archive_directory(delivery, folder), version=delivery.fingerprint, beat=beat)
         return location, not location and look(root, path) is not None
     except SourceVanished:
         return b"", False
@@ -105,7 +110,9 @@ def _dispose_error(delivery: Delivery, folder: Folder, error: OSError) -> Dispos
     )
 
 
-def move_into(root: bytes, path: bytes, target_directory: bytes, *, version: Fingerprint) -> bytes:
+def move_into(
+    root: bytes, path: bytes, target_directory: bytes, *, version: Fingerprint, beat: Beat = _no_beat
+) -> bytes:
     """Move `path` below `root` into a directory of ours under a free name; return its new absolute path.
 
     Empty where it is no longer `version`, which then stays. Atomic; on another file system it is copied, synced,
@@ -124,7 +131,7 @@ def move_into(root: bytes, path: bytes, target_directory: bytes, *, version: Fin
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            _copy(hidden, directory, target)
+            _copy(hidden, directory, target, beat)
             sync_directory(target_directory)
             os.unlink(hidden, dir_fd=directory)
         sync_directory(target_directory)
@@ -153,17 +160,17 @@ def _free_names(name: bytes) -> Iterator[bytes]:
         yield stem[: 255 - len(suffix)] + suffix
 
 
-def _copy(name: bytes, source: int, target: bytes) -> None:
+def _copy(name: bytes, source: int, target: bytes, beat: Beat) -> None:
     """Copy to another file system under a hidden name, sync, compare, and rename into place."""
     hidden = os.path.join(os.path.dirname(target), b".pmwatch-copy")
     inner = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
     outer = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        written = _copy_bytes(inner, outer)
+        written = _copy_bytes(inner, outer, beat)
         st = os.fstat(inner)
         os.utime(outer, ns=(st.st_atime_ns, st.st_mtime_ns))
         os.fsync(outer)
-        if _sha256(outer) != written:
+        if _sha256(outer, beat) != written:
             raise OSError(errno.EIO, "the copy differs from the original")
         os.rename(hidden, target)
     finally:
@@ -171,9 +178,10 @@ def _copy(name: bytes, source: int, target: bytes) -> None:
         os.close(inner)
 
 
-def _copy_bytes(inner: int, outer: int) -> bytes:
+def _copy_bytes(inner: int, outer: int, beat: Beat) -> bytes:
     digest = hashlib.sha256()
     while chunk := os.read(inner, _CHUNK_BYTES):
+        beat()
         digest.update(chunk)
         view = memoryview(chunk)
         while view:
@@ -181,15 +189,16 @@ def _copy_bytes(inner: int, outer: int) -> bytes:
     return digest.digest()
 
 
-def _sha256(fd: int) -> bytes:
+def _sha256(fd: int, beat: Beat) -> bytes:
     digest, offset = hashlib.sha256(), 0
     while chunk := os.pread(fd, _CHUNK_BYTES, offset):
+        beat()
         digest.update(chunk)
         offset += len(chunk)
     return digest.digest()
 
 
-def quarantine(delivery: Delivery, folder: Folder, *, facts: dict[str, Any]) -> bytes:
+def quarantine(delivery: Delivery, folder: Folder, *, facts: dict[str, Any], beat: Beat = _no_beat) -> bytes:
     """Move a failed source into quarantine, with `NAME.error.json` beside it; return its new path.
 
     `facts` say what happened and what to do. Empty where the source is gone or no longer that version.
@@ -199,7 +208,7 @@ def quarantine(delivery: Delivery, folder: Folder, *, facts: dict[str, Any]) -> 
         return delivery.location
     directory = os.path.join(folder.quarantine_dir, os.path.dirname(delivery.path))
     try:
-        target = move_into(folder.root, delivery.path, directory, version=delivery.fingerprint)
+        target = move_into(folder.root, delivery.path, directory, version=delivery.fingerprint, beat=beat)
         if target:
             base = os.path.basename(target)[: 255 - len(b".error.json")]
             _write_json(os.path.join(os.path.dirname(target), base + b".error.json"), facts)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pmwatch.delivery.body import Source, stop_check
+from pmwatch.delivery.body import Source
 from pmwatch.delivery.dispose import dispose, quarantine, source_of
 from pmwatch.delivery.gates import Gates
 from pmwatch.delivery.remote import Remote, api_filename
@@ -22,6 +22,7 @@ from pmwatch.errors import (
     DestinationUnknown,
     DisposeError,
     Interrupted,
+    LedgerError,
     PmwatchError,
     Rejected,
     RemoteError,
@@ -29,13 +30,14 @@ from pmwatch.errors import (
     SourceVanished,
     UrlExpired,
 )
-from pmwatch.ledger import Decided, Ledger, Verdict
-from pmwatch.model import MAX_PUT_BYTES, AfterUpload, Dedup, Delivery, Folder, Order, State, Target
+from pmwatch.ledger import Decided, Ledger, StaleClaim, Verdict
+from pmwatch.model import MAX_PUT_BYTES, AfterUpload, Dedup, Delivery, Folder, State, Target
 from pmwatch.processmind import Receipt, url_expiry, url_host
 
 _URL_MARGIN_SECONDS: Final = 60.0
 _HASH_FIRST_BYTES: Final = 1024 * 1024  # reading so little twice costs less than sending it twice
 _WAIT_FOR_EQUAL_SECONDS: Final = 0.05
+_LEDGER_RETRY_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Uploader:
         look_again: Callable[[str, bytes], None],
         started: Callable[[Delivery], None] = lambda _: None,
         abort: threading.Event,
+        beat: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = ledger
@@ -104,6 +107,7 @@ class Uploader:
         self._look_again = look_again
         self._started = started
         self._abort = abort
+        self._beat = beat
         self._now = now
 
     # ---- what a thread calls ------------------------------------------------------------------------------
@@ -142,6 +146,12 @@ class Uploader:
             self._gates.succeeded(target.tenant)
         return troubles
 
+    def _check(self) -> None:
+        """Make a turn in the middle of long work. Raises Interrupted once the attempt is to be given up."""
+        self._beat()
+        if self._abort.is_set():
+            raise Interrupted("pmwatch is shutting down")
+
     # ---- one attempt --------------------------------------------------------------------------------------
 
     def _attempt(self, delivery: Delivery) -> None:
@@ -153,8 +163,15 @@ class Uploader:
             return
         try:
             self._deliver(delivery, folder, progress)
+        except StaleClaim:
+            raise
+        except LedgerError as error:
+            self._give_back_somehow(delivery, error, progress)
         except PmwatchError as error:
-            self._failed(delivery, folder, error, progress)
+            try:
+                self._failed(delivery, folder, error, progress)
+            except LedgerError as trouble:
+                self._give_back_somehow(delivery, trouble, progress)
         finally:
             self._gates.left(delivery.target.tenant)
             if progress.gate != delivery.target.tenant:
@@ -166,7 +183,7 @@ class Uploader:
             decided, sha256 = self._decide(delivery, folder, source)
             if decided.verdict is Verdict.SEND:
                 sent = self._send(delivery, source, progress)
-                _verify(source, sent, expected=sha256)
+                _verify(source, sent, expected=sha256)  # a change after the last byte is the next version's business
                 self._uploaded(delivery, folder, sent)
                 return
         self._not_needed(delivery, folder, decided, sha256)
@@ -175,10 +192,10 @@ class Uploader:
         """Hash first where this content may have gone before; else send at once and hash on the way."""
         if folder.dedup is Dedup.OFF:
             return Decided(Verdict.SEND), ""
-        small = source.fingerprint.size <= _HASH_FIRST_BYTES and folder.order is Order.NONE
-        if not small and not delivery.previous_id and not self._ledger.may_repeat(delivery):
+        large = source.fingerprint.size > _HASH_FIRST_BYTES
+        if large and not delivery.previous_id and self._ledger.reserve_size(delivery):
             return Decided(Verdict.SEND), ""
-        sha256 = source.hash(check=stop_check(self._abort))
+        sha256 = source.hash(check=self._check)
         return self._ledger.decide(delivery, sha256, folder.dedup), sha256
 
     def _send(self, delivery: Delivery, source: Source, progress: _Progress) -> _Sent:
@@ -221,7 +238,7 @@ class Uploader:
         self._started(delivery)
 
         def open_body() -> Iterator[bytes]:
-            return source.chunks(check=stop_check(self._abort))
+            return source.chunks(check=self._check)
 
         try:
             receipt = self._remote.put(
@@ -235,7 +252,7 @@ class Uploader:
             if not only_if_absent:
                 raise
             self._through(delivery, progress)
-            return _Sent(None, source.hash(check=stop_check(self._abort)), time.monotonic() - started, None)
+            return _Sent(None, source.hash(check=self._check), time.monotonic() - started, None)
         self._through(delivery, progress)
         if source.fingerprint.size == 0:
             source.hash()
@@ -308,7 +325,7 @@ class Uploader:
 
     def _dispose(self, delivery: Delivery, folder: Folder) -> None:
         try:
-            location, kept = dispose(delivery, folder)
+            location, kept = dispose(delivery, folder, beat=self._beat)
         except DisposeError as error:
             not_before = self._now() + self._policy.wait(self._now() - delivery.uploaded_at)
             self._ledger.dispose_later(delivery, reason=error.reason, detail=error.message, not_before=not_before)
@@ -332,6 +349,22 @@ class Uploader:
             url=delivery.presigned_url if url is None else url,
         )
         self._report(Report("returned", delivery, reason=reason))
+
+    def _give_back_somehow(self, delivery: Delivery, error: LedgerError, progress: _Progress) -> None:
+        """Keep trying to give a delivery back to a ledger that cannot be written: nobody else ever would.
+
+        Its URL is remembered, so that a PUT which had arrived is not sent a second time.
+        """
+        self._report(_report_of("ledger_trouble", delivery, error, 0.0))
+        while not self._abort.wait(_LEDGER_RETRY_SECONDS):
+            self._beat()
+            try:
+                self._return(delivery, error.reason, url=progress.url)
+            except StaleClaim:
+                return
+            except LedgerError:
+                continue
+            return
 
     def _failed(self, delivery: Delivery, folder: Folder, error: PmwatchError, progress: _Progress) -> None:
         """Turn an error into the delivery's next state."""
@@ -386,7 +419,7 @@ class Uploader:
     def _fail(self, delivery: Delivery, folder: Folder, error: PmwatchError) -> None:
         self._end(delivery, State.FAILED, error)
         try:
-            location = quarantine(delivery, folder, facts=_error_facts(delivery, error, self._now()))
+            location = quarantine(delivery, folder, facts=_error_facts(delivery, error, self._now()), beat=self._beat)
         except DisposeError as trouble:
             self._report(_report_of("dispose_failed", delivery, trouble, 0.0))
             return
@@ -430,7 +463,6 @@ def _check_version(delivery: Delivery, source: Source) -> None:
 
 def _verify(source: Source, sent: _Sent, *, expected: str) -> None:
     """Raise unless what went is exactly the version that was opened, and the storage confirmed it."""
-    source.verify()
     if source.bytes_read != source.fingerprint.size or (expected and sent.sha256 != expected):
         raise SourceChanged("the file changed while it was sent")
     if sent.verified is False:

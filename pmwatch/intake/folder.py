@@ -206,6 +206,7 @@ class FolderIntake:
         ignored: Counter[str] = Counter()
 
         def problem(_path: bytes, reason: str) -> None:
+            self._beat()
             if len(ignored) < _MAX_KNOWN_PROBLEMS:
                 ignored[reason.partition(":")[0]] += 1
 

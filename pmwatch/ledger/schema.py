@@ -112,6 +112,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX ix_lane ON deliveries (lane, state, seq)",
         "CREATE INDEX ix_state ON deliveries (state, not_before)",
         "CREATE INDEX ix_content ON deliveries (tenant_id, datatable_id, size, sha256)",
+        "CREATE INDEX ix_latest ON deliveries (tenant_id, datatable_id, uploaded_at, seq)",
         "CREATE INDEX ix_folder ON deliveries (folder, state, settled_at)",
         "CREATE INDEX ix_uploaded ON deliveries (folder, uploaded_at)",
         "CREATE INDEX ix_seq ON deliveries (seq)",

@@ -185,7 +185,7 @@ class Ledger:
                 reason = "crash_loop" if held else "answer_lost" if row.presigned_url else "interrupted"
                 detail = f"pmwatch died {tries} times while uploading it" if held else ""
                 to = State.HELD if held else State.QUEUED
-                values = {"recoveries": tries, "reason": reason, "detail": detail}
+                values = {"recoveries": tries, "reason": reason, "detail": detail, "inflight_sha256": None}
                 _move(
                     c,
                     row.id,
@@ -286,26 +286,37 @@ class Ledger:
 
     def next_due(self, *, now: float) -> float | None:
         """Return when (epoch seconds) the next waiting delivery may be tried; None where none waits for a time."""
-        query = select(func.min(_d.not_before)).where(_d.state.in_((State.QUEUED, State.UPLOADED)), _d.not_before > now)
-        due = self._read(lambda c: c.execute(query).scalar_one())
+        due = self._read(lambda c: c.execute(_NEXT_DUE, {"now": now}).scalar_one())
         return None if due is None else float(due)
 
     def decide(self, delivery: Delivery, sha256: str, policy: Dedup) -> Decided:
         """Say whether this content still has to go; where it has, the hash is reserved against an equal one."""
         return self._write(lambda c: _decide(c, delivery, sha256, policy))
 
-    def may_repeat(self, delivery: Delivery) -> bool:
-        """Tell whether some other delivery to this datatable has the same size, so that its hash matters."""
+    def reserve_size(self, delivery: Delivery) -> bool:
+        """Tell whether no other delivery to this datatable has this size, so that its content must be new.
+
+        Then the size is reserved while it is on its way: one of the same size that comes meanwhile has to wait,
+        for its hash could not be compared.
+        """
         assert delivery.destination is not None
-        query = select(
-            exists().where(
-                _d.tenant_id == delivery.destination.tenant_id,
-                _d.datatable_id == delivery.destination.datatable_id,
-                _d.size == delivery.fingerprint.size,
+        destination, size = delivery.destination, delivery.fingerprint.size
+
+        def work(c: Connection) -> bool:
+            _require_claim(c, delivery)
+            same = and_(
+                _d.tenant_id == destination.tenant_id,
+                _d.datatable_id == destination.datatable_id,
+                _d.size == size,
                 _d.id != delivery.id,
             )
-        )
-        return bool(self._read(lambda c: c.execute(query).scalar_one()))
+            if c.execute(select(_d.id).where(same).limit(1)).first() is not None:
+                return False
+            reserve = update(deliveries).where(_d.id == delivery.id).values(inflight_sha256=_size_mark(size))
+            c.execute(reserve)
+            return True
+
+        return self._write(work)
 
     def remember_url(self, delivery: Delivery, url: str, fingerprint: Fingerprint) -> None:
         """Keep the presigned URL, and the look at the source that it was asked for, before the first byte goes."""
@@ -338,12 +349,12 @@ class Ledger:
 
     def claim_disposal(self, *, now: float) -> Delivery | None:
         """Claim an uploaded delivery whose source still has to be archived or deleted, for a minute."""
-        query = select(deliveries).where(_d.state == State.UPLOADED, _d.not_before <= now).order_by(_d.seq).limit(1)
-        if self._read(lambda c: c.execute(query).first()) is None:
+        given = {"now": now}
+        if self._read(lambda c: c.execute(_NEXT_DISPOSAL, given).first()) is None:
             return None
 
         def work(c: Connection) -> Delivery | None:
-            row = c.execute(query).first()
+            row = c.execute(_NEXT_DISPOSAL, given).first()
             if row is None:
                 return None
             _move(
@@ -398,8 +409,7 @@ class Ledger:
 
     def unresolved(self) -> list[Target]:
         """Return the targets of queued deliveries whose names are not resolved to ids yet."""
-        query = select(_d.tenant, _d.dataset, _d.datatable).where(_d.state == State.QUEUED, _d.datatable_id == "")
-        rows = self._read(lambda c: c.execute(query.distinct()).all())
+        rows = self._read(lambda c: c.execute(_UNRESOLVED).all())
         return [Target(row.tenant, row.datatable, row.dataset) for row in rows]
 
     def resolve(self, target: Target, destination: Destination) -> None:
@@ -604,6 +614,31 @@ _BY_ID: Final = select(deliveries).where(_d.id == bindparam("of_id"))
 _CURRENT: Final = select(deliveries).where(
     _d.folder == bindparam("of_folder"), _d.path == bindparam("of_path"), _d.current == 1
 )
+_NEXT_DUE: Final = select(func.min(_d.not_before)).where(
+    _d.state.in_((State.QUEUED, State.UPLOADED)), _d.not_before > bindparam("now")
+)
+_NEXT_DISPOSAL: Final = (
+    select(deliveries).where(_d.state == State.UPLOADED, _d.not_before <= bindparam("now")).order_by(_d.seq).limit(1)
+)
+# An unresolved row has no id at all; asking for both columns lets ix_content find it among many that wait.
+_UNRESOLVED: Final = (
+    select(_d.tenant, _d.dataset, _d.datatable)
+    .where(_d.tenant_id == "", _d.datatable_id == "", _d.state == State.QUEUED)
+    .distinct()
+)
+_OF_TABLE: Final = and_(_d.tenant_id == bindparam("of_tenant"), _d.datatable_id == bindparam("of_table"))
+_HAS_SAME_SIZE: Final = select(exists().where(_OF_TABLE, _d.size == bindparam("of_size"), _d.id != bindparam("of_id")))
+_UPLOADED_TO: Final = select(_d.id, _d.sha256).where(_OF_TABLE, _d.outcome == Outcome.UPLOADED).limit(1)
+_LATEST: Final = _UPLOADED_TO.order_by(_d.uploaded_at.desc(), _d.seq.desc())
+# "+ 0" keeps SQLite from walking ix_latest for the order, past every upload: ix_content leads to the few equal ones.
+_LATEST_EQUAL: Final = _UPLOADED_TO.where(_d.size == bindparam("of_size"), _d.sha256 == bindparam("hash")).order_by(
+    (_d.uploaded_at + 0).desc(), _d.seq.desc()
+)
+_RESERVE: Final = (
+    update(deliveries)
+    .where(_d.id == bindparam("of_id"))
+    .values(inflight_sha256=bindparam("hash"), sha256=bindparam("hash"))
+)
 _LAST_SEQ: Final = select(func.max(_d.seq))
 _INSERT: Final = insert(deliveries)
 _TAKE_TURN: Final = update(lanes).where(lanes.c.lane == bindparam("of_lane")).values(turn=bindparam("at"))
@@ -745,22 +780,37 @@ def _decide(c: Connection, delivery: Delivery, sha256: str, policy: Dedup) -> De
     _require_claim(c, delivery)
     if policy is Dedup.OFF:
         return Decided(Verdict.SEND)
-    previous = c.execute(select(deliveries).where(_d.id == delivery.previous_id)).first()
+    previous = c.execute(_BY_ID, {"of_id": delivery.previous_id}).first()
     if previous is not None and _is_same_file_again(previous, sha256):
         return Decided(Verdict.UNCHANGED, previous.id)
-    latest = _last_uploaded(c, delivery)
-    if policy is Dedup.LATEST:
-        equal = latest if latest is not None and latest.sha256 == sha256 else None
-    else:
-        equal = _last_uploaded(c, delivery, sha256)
+    equal = _last_uploaded(c, delivery, sha256)
     if equal is not None:
-        return Decided(Verdict.DUPLICATE, equal.id, older=latest is not None and latest.sha256 != sha256)
+        latest = _last_uploaded(c, delivery)
+        older = latest is not None and latest.sha256 != sha256
+        if policy is Dedup.CONTENT or not older:
+            return Decided(Verdict.DUPLICATE, equal.id, older=older)
     try:
         with c.begin_nested():
-            c.execute(update(deliveries).where(_d.id == delivery.id).values(inflight_sha256=sha256, sha256=sha256))
+            c.execute(_RESERVE, {"of_id": delivery.id, "hash": sha256})
     except IntegrityError:
         return Decided(Verdict.WAIT)
     return Decided(Verdict.SEND)
+
+
+def _size_mark(size: int) -> str:
+    """Return what stands in place of a hash while a file of unknown content is on its way."""
+    return f"size {size}"
+
+
+def _size_is_reserved(c: Connection, delivery: Delivery) -> bool:
+    assert delivery.destination is not None
+    query = select(_d.id).where(
+        _d.tenant_id == delivery.destination.tenant_id,
+        _d.datatable_id == delivery.destination.datatable_id,
+        _d.inflight_sha256 == _size_mark(delivery.fingerprint.size),
+        _d.id != delivery.id,
+    )
+    return c.execute(query).first() is not None
 
 
 def _is_same_file_again(previous: _Row, sha256: str) -> bool:
@@ -770,14 +820,10 @@ def _is_same_file_again(previous: _Row, sha256: str) -> bool:
 def _last_uploaded(c: Connection, delivery: Delivery, sha256: str | None = None) -> _Row | None:
     """Return the delivery that last reached this datatable, with this content where one is given."""
     assert delivery.destination is not None
-    query = select(_d.id, _d.sha256).where(
-        _d.tenant_id == delivery.destination.tenant_id,
-        _d.datatable_id == delivery.destination.datatable_id,
-        _d.outcome == Outcome.UPLOADED,
-    )
-    if sha256 is not None:
-        query = query.where(_d.size == delivery.fingerprint.size, _d.sha256 == sha256)
-    return c.execute(query.order_by(_d.uploaded_at.desc(), _d.seq.desc()).limit(1)).first()
+    given = {"of_tenant": delivery.destination.tenant_id, "of_table": delivery.destination.datatable_id}
+    if sha256 is None:
+        return c.execute(_LATEST, given).first()
+    return c.execute(_LATEST_EQUAL, given | {"of_size": delivery.fingerprint.size, "hash": sha256}).first()
 
 
 def _delivery(row: _Row) -> Delivery:

@@ -138,7 +138,7 @@ class Client:
                 raise
             raise Unreachable(error.message, hint=error.hint) from None  # reading again harms nothing
         if not response.is_success:
-            raise api_error(response)
+            raise api_error(response, secret=self._key)
         return _parse(shape, response)
 
 
@@ -171,10 +171,10 @@ def _is_model(shape: type[Any]) -> bool:
     return isinstance(shape, type) and issubclass(shape, BaseModel)
 
 
-def api_error(response: httpx.Response) -> PmwatchError:
-    """Return the error that an unsuccessful API answer means."""
+def api_error(response: httpx.Response, *, secret: str = "") -> PmwatchError:
+    """Return the error that an unsuccessful API answer means; where it repeats the `secret`, that is left out."""
     status, place = response.status_code, response.request.url.host
-    said = _message(response)
+    said = _message(response, secret)
     text = f"{place} answered {status}" + (f": {said}" if said else "")
     facts = {"status": status, "request_id": request_id(response)}
     if status in (401, 403):
@@ -183,7 +183,7 @@ def api_error(response: httpx.Response) -> PmwatchError:
         return DestinationUnknown(text, hint="Check the ids of tenant, dataset and datatable.", **facts)  # type: ignore[arg-type]
     if status in (429, 503):
         return Throttled(text, retry_after=retry_after(response), **facts)  # type: ignore[arg-type]
-    if status >= 500 or status < 400:
+    if status >= 500 or status < 400 or status in (408, 425):
         return ServerFault(text, hint="The service has trouble of its own; it is tried again.", **facts)  # type: ignore[arg-type]
     return Rejected(text, hint="The service refuses this request; see its message.", **facts)  # type: ignore[arg-type]
 
@@ -191,7 +191,7 @@ def api_error(response: httpx.Response) -> PmwatchError:
 def retry_after(response: httpx.Response) -> float | None:
     """Return the seconds of a `Retry-After` header in its numeric form, at most an hour."""
     text = response.headers.get("retry-after", "").strip()
-    return min(float(text), 3600.0) if text.isdigit() else None
+    return min(float(text), 3600.0) if text.isascii() and text.isdigit() else None
 
 
 def request_id(response: httpx.Response) -> str:
@@ -200,7 +200,7 @@ def request_id(response: httpx.Response) -> str:
     return next((response.headers[name] for name in headers if name in response.headers), "")
 
 
-def _message(response: httpx.Response) -> str:
+def _message(response: httpx.Response, secret: str) -> str:
     """Return the `message` of an error body, which is untrusted: maybe empty, HTML or no JSON at all."""
     try:
         data = json.loads(response.content)
@@ -209,4 +209,5 @@ def _message(response: httpx.Response) -> str:
     said = data.get("message") if isinstance(data, dict) else None
     if not isinstance(said, str):
         return ""
+    said = said.replace(secret, "(left out)") if secret else said
     return "".join(character if character.isprintable() else " " for character in said)[:_LONGEST_MESSAGE]

@@ -72,14 +72,13 @@ class KeyRing:
         except OSError:
             return False
 
-    def refresh(self, name: str) -> bool:
-        """Read the key again whatever the file's times say; tell whether it is another one."""
-        tenant = self._tenants[name]
-        if tenant.api_key:
+    def refresh(self, name: str, *, refused: str) -> bool:
+        """Read the key again whatever the file's times say; tell whether it is another one than was `refused`."""
+        if self._tenants[name].api_key:
             return False
         with self._lock:
-            before = self._read.pop(name, None)
-        return before is not None and self.key(name) != before[1]
+            self._read.pop(name, None)
+        return self.key(name) != refused
 
 
 def _stamp(path: str) -> _Stamp:

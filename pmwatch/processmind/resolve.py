@@ -15,13 +15,16 @@ def resolve(client: Client, tenant_id: str, target: Target) -> Destination:
     """
     tables = client.datatables(tenant_id)
     exact = next((table for table in tables if table.id == target.datatable), None)
-    if exact is not None and (exact.dataset_id or target.dataset):
-        return Destination(tenant_id, exact.dataset_id or target.dataset, exact.id)
+    if exact is not None and exact.dataset_id:
+        return Destination(tenant_id, exact.dataset_id, exact.id)
     dataset_name, _, table_name = target.datatable.rpartition("/")
     dataset_name = dataset_name or target.dataset
     candidates = [
         (dataset, table) for dataset in client.datasets(tenant_id) for table in _tables_of(client, tenant_id, dataset)
     ]
+    if exact is not None:  # the list of all tables does not say where it is; the datasets do
+        candidates = [(dataset, table) for dataset, table in candidates if table.id == exact.id]
+        dataset_name = table_name = ""
     found = [
         (dataset, table)
         for dataset, table in candidates

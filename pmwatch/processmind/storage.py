@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, urljoin, urlsplit
 
@@ -20,6 +21,7 @@ from pmwatch.errors import (
     Rejected,
     RemoteError,
     ServerFault,
+    SourceChanged,
     Throttled,
     UrlExpired,
 )
@@ -73,6 +75,8 @@ class Storage:
         parts = _split(url)
         host = (parts.hostname or "").lower()
         loopback = self._allow_loopback and is_loopback_host(host)
+        if parts.username is not None or parts.password is not None:
+            raise _bad_url("the presigned URL holds a user name")
         if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
             raise _bad_url(f"the presigned URL is not https ({parts.scheme or 'no scheme'})")
         if not loopback and not self._is_allowed(host):
@@ -127,15 +131,29 @@ class Storage:
     def _send(self, url: str, open_body: OpenBody, size: int, headers: dict[str, str]) -> httpx.Response:
         parts = _split(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        body = _exactly(size, open_body()) if size else iter(())
+        first = next(body, b"")  # trouble of the source shows here, before a request is begun
         request = self._http.build(
             "PUT",
             url,
-            content=open_body() if size else b"",
+            content=chain((first,), body) if size else b"",
             headers=headers,
             timeout=self._http.timeouts.for_upload(),
             extensions={"target": target.encode("ascii", "replace")},  # the URL byte for byte, as it was signed
         )
         return self._http.send(request)
+
+
+def _exactly(size: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass a body on, and raise SourceChanged where it is not `size` bytes long."""
+    left = size
+    for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            break
+        yield chunk
+    if left:
+        raise SourceChanged("the file is not as long as it was when its upload began")
 
 
 def _bad_url(message: str) -> ServerFault:
@@ -197,8 +215,9 @@ def _receipt(response: httpx.Response, url: str) -> Receipt:
 _EXPIRED_CODES: Final = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken")
 _THROTTLE_CODES: Final = ("SlowDown", "RequestLimitExceeded", "ServiceUnavailable", "ThrottlingException")
 _AGAIN_CODES: Final = ("BadDigest", "RequestTimeout", "IncompleteBody", "InternalError", "OperationAborted")
+_QUERY: Final = re.compile(r"\S*(?:X-Amz-|AWSAccessKeyId=|Signature=)\S*", re.IGNORECASE)  # part of a presigned URL
 _HINTS: Final = {
-    "SignatureDoesNotMatch": "The URL was changed on the way, or a proxy changes headers; a new URL is asked for.",
+    "SignatureDoesNotMatch": "The URL was changed on the way, or a proxy changes headers. The URL signs: {signed}.",
     "RequestTimeTooSkewed": "The clocks differ too much: check NTP on this machine.",
     "EntityTooLarge": "S3 takes at most 5 GiB in one PUT; split the export.",
     "AccessDenied": "The storage refuses this URL; ask ProcessMind's support with the request id.",
@@ -213,7 +232,7 @@ def s3_error(response: httpx.Response, url: str) -> PmwatchError:
     text = f"the storage answered {status}" + (f" {code}" if code else "") + (f": {said}" if said else "")
     return kind(
         text,
-        hint=_HINTS.get(code, ""),
+        hint=_HINTS.get(code, "").format(signed=", ".join(sorted(signed_headers(url)))),
         status=status,
         code=code,
         request_id=request_id(response),
@@ -244,4 +263,4 @@ def _xml_error(response: httpx.Response) -> tuple[str, str]:
     code = re.search(r"<Code>\s*([A-Za-z0-9._-]{1,80})\s*</Code>", text)
     said = re.search(r"<Message>([^<]{0,300})", text)
     message = "".join(ch if ch.isprintable() else " " for ch in said[1]) if said else ""
-    return (code[1] if code else ""), message
+    return (code[1] if code else ""), _QUERY.sub("(left out)", message)

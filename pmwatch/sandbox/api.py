@@ -4,6 +4,7 @@ Paths, queries and shapes follow the vendor's public API reference. An operation
 to what becomes JSON; to add one, write the function and its row.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ async def create_dataset(call: Call) -> dict[str, Any]:
 async def get_dataset(call: Call) -> dict[str, Any]:
     """`getDataset`."""
     dataset = call.dataset()
-    tables = [_datatable_json(call.sandbox, datatable) for datatable in dataset.datatables]
+    tables = [await _datatable_json(call.sandbox, datatable) for datatable in dataset.datatables]
     return {**_dataset_json(dataset), "datatables": tables}
 
 
@@ -113,13 +114,13 @@ async def create_datatable(call: Call) -> dict[str, Any]:
     if dataset.tree_node_type != "Dataset":
         raise HTTPException(400, "A tree group holds no datatables")
     datatable = call.sandbox.add_datatable(dataset, _display_name(await call.body()))
-    return {**_datatable_json(call.sandbox, datatable), "datasetId": dataset.id}
+    return {**await _datatable_json(call.sandbox, datatable), "datasetId": dataset.id}
 
 
 async def get_datatables(call: Call) -> list[dict[str, Any]]:
     """`getDatatables`."""
     return [
-        {**_datatable_json(call.sandbox, datatable), "datasetId": dataset.id}
+        {**await _datatable_json(call.sandbox, datatable), "datasetId": dataset.id}
         for dataset in call.tenant.datasets
         for datatable in dataset.datatables
     ]
@@ -128,7 +129,7 @@ async def get_datatables(call: Call) -> list[dict[str, Any]]:
 async def get_datatable(call: Call) -> dict[str, Any]:
     """`getDatatable`."""
     dataset, datatable = call.datatable()
-    return {**_datatable_json(call.sandbox, datatable), "datasetId": dataset.id}
+    return {**await _datatable_json(call.sandbox, datatable), "datasetId": dataset.id}
 
 
 async def get_presigned_upload_url(call: Call) -> dict[str, str]:
@@ -233,6 +234,6 @@ def _dataset_json(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _datatable_json(sandbox: Sandbox, datatable: Datatable) -> dict[str, Any]:
-    rows = sandbox.store.row_count(datatable.id)
+async def _datatable_json(sandbox: Sandbox, datatable: Datatable) -> dict[str, Any]:
+    rows = await asyncio.to_thread(sandbox.store.row_count, datatable.id)
     return {"id": datatable.id, "displayName": datatable.name, "rowCount": rows}

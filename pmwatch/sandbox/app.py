@@ -231,7 +231,7 @@ code {{ font-size: 85%; }}
 </style></head><body>
 <h1>pmwatch sandbox</h1>
 <p>A local ProcessMind with its own object store. {count} object(s) arrived; the latest come first.</p>
-<table><thead><tr><th>received</th><th>file</th><th>bytes</th><th>rows</th><th>puts</th><th>SHA-256</th></tr>
+<table><thead><tr><th>received</th><th>file</th><th>bytes</th><th>puts</th><th>SHA-256</th></tr>
 </thead><tbody>
 {rows}
 </tbody></table></body></html>
@@ -248,6 +248,6 @@ def _index_row(record: ObjectRecord) -> str:
     shown = "".join(char if char.isprintable() else "\ufffd" for char in name)
     return (
         f"<tr><td>{escape(record.received_at)}</td><td>{escape(shown)}</td><td class=n>{record.size}</td>"
-        f"<td class=n>{record.rows}</td><td class=n>{record.put_count}</td>"
+        f"<td class=n>{record.put_count}</td>"
         f"<td><code>{escape(record.sha256[:16])}</code></td></tr>"
     )

@@ -27,6 +27,8 @@ from pmwatch.sandbox.state import (
 from pmwatch.sandbox.store import ObjectRecord, RequestRecord
 
 _THREAD_NAME = "pmwatch-sandbox"
+_TICKS_PER_SECOND = 10  # what uvicorn counts in
+_STOP_SECONDS = 5.0  # a request ends at once when its connection is cut; this is for a disk that hangs
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared with, never bound to
 
 
@@ -37,10 +39,6 @@ class _Protocol(H11Protocol):
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
 
-    def is_busy(self) -> bool:
-        """Tell whether a request is being handled."""
-        return self.cycle is not None and not self.cycle.response_complete
-
 
 class _Server(uvicorn.Server):
     """Says when it serves, and does not wait for slow clients when it stops."""
@@ -49,17 +47,40 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._ready = ready
         self._closing = closing
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         self._ready.set()
 
+    async def main_loop(self) -> None:
+        """Turn once a second, for the date header, and at once when told to stop."""
+        turns = 0
+        while not await self.on_tick(turns * _TICKS_PER_SECOND):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), 1)
+            turns += 1
+
+    def stop(self) -> None:
+        """Make the server end; harmless when it has ended already. Safe to call from any thread."""
+        self.should_exit = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._closing.set)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Cut every connection and wait for what was going on. Takes the place of uvicorn's polite waiting."""
         self._closing.set()
+        for server in self.servers:
+            server.close()
+        for listener in sockets or ():
+            listener.close()
         for connection in list(self.server_state.connections):
-            if isinstance(connection, _Protocol) and connection.is_busy():
-                connection.transport.abort()
-        await super().shutdown(sockets)
+            connection.transport.abort()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=_STOP_SECONDS)
+        await asyncio.sleep(0)  # the turn in which aborted transports close their sockets
 
 
 class SandboxServer:
@@ -166,7 +187,7 @@ class SandboxServer:
     def stop(self) -> None:
         """Stop serving: running requests are cut, the port is free again, the thread has ended."""
         if self._server is not None and self._thread is not None:
-            self._server.should_exit = True
+            self._server.stop()
             self._thread.join()
         self._server = None
         self._thread = None
@@ -193,7 +214,6 @@ class SandboxServer:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=60,
-            timeout_graceful_shutdown=2,
             ssl_certfile=self._ssl_certfile,
             ssl_keyfile=self._ssl_keyfile,
         )

@@ -101,7 +101,7 @@ class StorageApp:
 
     async def _receive(self, scope: Scope, receive: Receive, key: str) -> ObjectRecord:
         """Store the body; ConnectionAbortedError, and nothing stored, when the client goes away before."""
-        upload = self._sandbox.store.begin(key)
+        upload = self._sandbox.store.begin()
         try:
             await _fill(upload, receive)
             upload.finish()
@@ -126,17 +126,19 @@ async def _fill(upload: Upload, receive: Receive) -> None:
             if busy is not None:
                 await busy
                 busy = None
-            if sum(map(len, block)) <= _INLINE_BYTES:
+            if len(block) <= _INLINE_BYTES:
                 upload.write(block)
-                upload.digest(block)
+                upload.update_md5(block)
             else:
-                busy = asyncio.gather(asyncio.to_thread(upload.write, block), asyncio.to_thread(upload.digest, block))
+                busy = asyncio.gather(
+                    asyncio.to_thread(upload.write, block), asyncio.to_thread(upload.update_md5, block)
+                )
     finally:
         if busy is not None:
             await busy
 
 
-async def _blocks(receive: Receive) -> AsyncIterator[list[bytes]]:
+async def _blocks(receive: Receive) -> AsyncIterator[bytes]:
     """Yield the body in blocks of about 1 MiB: the server hands it over in small pieces."""
     parts: list[bytes] = []
     size = 0
@@ -149,7 +151,7 @@ async def _blocks(receive: Receive) -> AsyncIterator[list[bytes]]:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size >= _BLOCK_BYTES or not more:
-            yield parts
+            yield b"".join(parts)
             parts, size = [], 0
 
 

@@ -1,0 +1,196 @@
+"""The daemon as a service: notify, reload, drain, once, health, pages, and errors a person can use."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pmwatch.metrics import METRIC_NAMES
+from pmwatch.sandbox import Fault, SandboxServer
+from support.daemon import Daemon, folder_toml, stored, table_id, wait_for
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, sandbox: SandboxServer, drop: Path) -> Iterator[Daemon]:
+    folder = folder_toml("orders", drop, datatable=table_id(sandbox))
+    with Daemon.for_sandbox(tmp_path, sandbox, folder) as daemon:
+        yield daemon
+
+
+def command(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run another pmwatch command with the daemon's configuration."""
+    words = [sys.executable, "-m", "pmwatch", *arguments, "--config", str(daemon.config)]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_ready_comes_with_the_watch_armed_and_health_and_metrics_answer(daemon: Daemon, drop: Path) -> None:
+    daemon.start()
+    assert any("STATUS=watching 1 folders" in text for text in daemon.notifications)
+    assert daemon.get("/healthz") == "ok\n"
+    assert daemon.get("/readyz", headers={"Host": "anything.example"}) == "ok\n"
+    assert daemon.metric("pmwatch_watch_up", folder="orders") == 1
+    shown = {line.split(" ")[2] for line in daemon.get("/metrics").splitlines() if line.startswith("# TYPE")}
+    assert {name.removesuffix("_created") for name in shown if not name.endswith("_created")} >= METRIC_NAMES
+
+
+def test_the_status_page_refuses_strange_hosts(daemon: Daemon) -> None:
+    daemon.start()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        daemon.get("/", headers={"Host": "evil.example"})
+    assert refused.value.code == 421
+    refused.value.close()
+
+
+def test_the_systemd_watchdog_is_fed(daemon: Daemon) -> None:
+    daemon.start(env={"WATCHDOG_USEC": "2000000"})
+    assert daemon.get("/healthz") == "ok\n"
+    assert daemon.stop() == 0
+
+
+def test_reload_takes_over_a_new_folder_and_keeps_the_others(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path, tmp_path: Path
+) -> None:
+    daemon.start()
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "b.csv").write_bytes(b"a,b\n2,2\n")
+    daemon.folders += folder_toml("second", tmp_path / "second", datatable=table_id(sandbox, "Invoices"))
+    daemon.write_config()
+    daemon.signal(signal.SIGHUP)
+    assert daemon.wait_event("reloaded")[0]["restarted"] == []
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_done(2)
+    assert set(stored(sandbox)) == {"a.csv", "b.csv"}
+
+
+def test_a_bad_configuration_is_refused_on_reload_and_the_old_one_stays(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path
+) -> None:
+    daemon.start()
+    daemon.config.write_text(daemon.config.read_text() + '\nsettel = "5s"\n')
+    daemon.signal(signal.SIGHUP)
+    refused = daemon.wait_event("reload refused")[0]
+    assert any('did you mean "settle"' in problem for problem in refused["problems"])
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_done(1)
+
+
+def test_a_corrected_datatable_takes_what_waits_along(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    daemon.folders = folder_toml("orders", drop, datatable="Order to cash/Ordres")
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    unknown = daemon.wait_event("destination unknown")[0]
+    assert "Order to cash/Orders" in unknown["hint"]
+    daemon.folders = folder_toml("orders", drop, datatable="Order to cash/Orders")
+    daemon.write_config()
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_done(1)
+    assert sandbox.objects()[0].datatable_id == table_id(sandbox)
+
+
+def test_drain_sends_everything_before_it_exits(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    daemon.start("--drain")
+    for number in range(50):
+        (drop / f"{number:02}.csv").write_bytes(f"a,b\n{number},1\n".encode())
+    assert daemon.stop() == 0
+    assert set(stored(sandbox)) == {f"{number:02}.csv" for number in range(50)}
+
+
+def test_drain_that_cannot_finish_exits_1_and_lists_what_was_left(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path
+) -> None:
+    daemon.extra = 'drain_timeout = "1s"'
+    sandbox.faults.add(Fault(method="PUT", status=500, times=1000))
+    daemon.start("--drain")
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_event("gate closed")
+    assert daemon.stop() == 1
+    assert [event["path"] for event in daemon.events("left behind")] == ["a.csv"]
+    sandbox.faults.clear()
+    daemon.start()
+    daemon.wait_done(1)
+    assert set(stored(sandbox)) == {"a.csv"}
+
+
+def test_once_sends_what_is_there_and_exits(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    for number in range(5):
+        (drop / f"{number}.csv").write_bytes(f"a,b\n{number},1\n".encode())
+    daemon.start("--once", wait=False)
+    assert daemon.wait() == 0
+    assert len(stored(sandbox)) == 5
+    daemon.start("--once", wait=False)
+    assert daemon.wait() == 0
+    assert len(stored(sandbox)) == 5
+
+
+def test_once_exits_1_where_a_folder_cannot_be_read(daemon: Daemon, drop: Path) -> None:
+    drop.rmdir()
+    daemon.start("--once", wait=False)
+    assert daemon.wait() == 1
+
+
+def test_a_rejected_file_goes_to_quarantine_and_retry_sends_it(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path
+) -> None:
+    sandbox.faults.add(Fault(method="PUT", status=403, code="AccessDenied", times=1))
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    failed = daemon.wait_event("upload failed")[0]
+    assert failed["s3_code"] == "AccessDenied"
+    told = wait_for("the record", lambda: list((drop / ".pmwatch" / "quarantine").glob("*.error.json")))
+    facts = json.loads(told[0].read_text())
+    assert facts["file"] == "a.csv"
+    assert "http" not in facts["message"]
+    assert not (drop / "a.csv").exists()
+    assert command(daemon, "retry", str(daemon.deliveries()[0].id)).returncode == 0
+    daemon.wait_done(1)
+    assert stored(sandbox) == {"a.csv": b"a,b\n1,1\n"}
+
+
+def test_status_why_audit_and_doctor_answer_while_it_runs_and_after(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path
+) -> None:
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_done(1)
+    for running in (True, False):
+        status = json.loads(command(daemon, "status", "--json").stdout)
+        assert status["folders"][0]["states"]["done"] == 1
+        assert status["deliveries"][0]["path"] == "a.csv"
+        why = json.loads(command(daemon, "why", str(drop / "a.csv"), "--json").stdout)
+        assert why["verdict"] == "done"
+        assert any("not watched now" in sentence for sentence in why["sentences"]) is not running
+        assert command(daemon, "audit").returncode == 0
+        assert command(daemon, "doctor").returncode == 0
+        if running:
+            assert daemon.stop() == 0
+    (drop / "b.csv").write_bytes(b"a,b\n2,2\n")
+    audit = command(daemon, "audit", "--json")
+    assert audit.returncode == 1
+    assert json.loads(audit.stdout)[0]["named"] == ["b.csv"]
+
+
+def test_a_wrong_configuration_exits_78_with_every_problem_and_no_traceback(daemon: Daemon, drop: Path) -> None:
+    daemon.write_config()
+    daemon.config.write_text(
+        daemon.config.read_text().replace("settle =", "settel =").replace('tenant = "demo"', 'tenant = "dmeo"')
+    )
+    for name in ("run", "check", "doctor"):
+        told = command(daemon, name)
+        assert told.returncode == 78
+        assert 'did you mean "settle"' in told.stderr
+        assert 'did you mean "demo"' in told.stderr
+        assert "Traceback" not in told.stderr
+
+
+def test_a_taken_port_is_a_clear_error(daemon: Daemon, sandbox: SandboxServer) -> None:
+    daemon.write_config()
+    port = sandbox.base_url.rpartition(":")[2]
+    told = command(daemon, "run", "--listen", f"127.0.0.1:{port}")
+    assert told.returncode == 1
+    assert "listen" in told.stderr
+    assert "Traceback" not in told.stderr

@@ -1,0 +1,74 @@
+"""Filters, ignored names and placeholders."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pmwatch.intake.rules import Rules
+from pmwatch.model import Target
+from support.folders import make_folder
+
+ROOT = Path("/srv/drop")
+
+
+def reason(path: bytes, **changes: object) -> str:
+    return Rules(make_folder(ROOT, **changes)).map(path).reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b".a.csv", b"~a.csv", b"a.csv~", b"a.csv.tmp", b"a.temp", b"a.csv.part", b"a.csv.partial", b"a.csv.filepart",
+     b"a.csv.crdownload", b".a.csv.swp", b"a.lock", b".~lock.a.csv#", b"lu12ab.tmp", b".in.a.csv", b".a.csv.Xy12Zz"],
+)  # fmt: skip
+def test_unfinished_names_are_ignored(name: bytes) -> None:
+    assert reason(name) == "unfinished name"
+
+
+@pytest.mark.parametrize("name", [b"a.csv", b"A.CSV", b"b.tsv", b"c.txt", b"d.xls", b"e.xlsx", b"f.XlsB", b"g.xes"])
+def test_what_processmind_reads_is_included_in_any_case(name: bytes) -> None:
+    assert Rules(make_folder(ROOT)).map(name).target == Target("acme", "table-1")
+
+
+def test_other_types_are_unsupported_and_own_filters_win() -> None:
+    assert reason(b"a.pdf") == "unsupported type"
+    assert reason(b"a.pdf", include=("*.pdf",)) == ""
+    assert reason(b"a.csv", include=("*.pdf",)) == "not included"
+    assert reason(b"test_a.csv", exclude=("test_*",)) == "excluded"
+
+
+def test_sub_directories_need_recursive() -> None:
+    assert "recursive" in reason(b"sub/a.csv")
+    assert reason(b"sub/a.csv", recursive=True) == ""
+    assert reason(b".hidden/a.csv", recursive=True) == "unfinished name"
+    assert reason(b"skip/a.csv", recursive=True, exclude=("skip/*",)) == "excluded"
+
+
+def test_pmwatch_never_looks_into_its_own_directories() -> None:
+    folder = make_folder(ROOT, recursive=True, archive_dir=b"/srv/drop/sent", quarantine_dir=b"/srv/drop/bad")
+    rules = Rules(folder)
+    assert rules.map(b"sent/2026/a.csv").reason == "kept by pmwatch itself"
+    assert not rules.enters(b"sent")
+    assert not rules.enters(b".pmwatch")
+    assert rules.enters(b"sender")
+    assert rules.map(b"sender/a.csv").target is not None
+
+
+def test_placeholders_fill_the_target() -> None:
+    rules = Rules(make_folder(ROOT, levels=("{tenant}", "{dataset}", "{datatable}"), target=Target("", "")))
+    assert rules.map(b"acme/Sales/Orders/a.csv").target == Target("acme", "Orders", "Sales")
+    assert rules.map(b"nobody/Sales/Orders/a.csv").reason == "unmapped: there is no tenant 'nobody'"
+    assert rules.map(b"acme/a.csv").reason.startswith("unmapped: not inside")
+    assert "recursive" in rules.map(b"acme/Sales/Orders/deep/a.csv").reason
+    assert rules.map(b"acme/Sales/\xff/a.csv").reason == "unmapped: a directory name is not UTF-8"
+    assert rules.enters(b"acme/Sales/Orders")
+    assert not rules.enters(b"acme/Sales/Orders/deep")
+
+
+@given(st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name and not name.startswith(b"/")))
+def test_any_bytes_get_a_target_or_a_reason(path: bytes) -> None:
+    mapped = Rules(make_folder(ROOT, recursive=True)).map(path)
+    assert (mapped.target is None) == bool(mapped.reason)
+    assert os.fsdecode(path) is not None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -29,6 +29,7 @@ from pmwatch.errors import ConfigError
 from pmwatch.model import AfterUpload, Dedup, Folder, Order, Target, Tenant, parse_duration, parse_size
 
 ENV_PREFIX: Final = "PMWATCH_"
+_LONGEST_SECONDS: Final = 36500 * 86400.0
 PLACEHOLDERS: Final = ("{tenant}", "{dataset}", "{datatable}")
 SECTIONS: Final = ("api", "state", "http", "log", "delivery", "defaults", "tenants", "folders")
 _HIDDEN_KEYS: Final = frozenset({"api_key"})
@@ -38,7 +39,10 @@ _HTTP_OFF: Final = "off"
 def _duration(value: object) -> object:
     if isinstance(value, bool | int | float):
         raise ValueError(f'a duration needs a unit: write "{value}s" for seconds')  # noqa: TRY004  pydantic wants ValueError
-    return parse_duration(value) if isinstance(value, str) else value
+    seconds = parse_duration(value) if isinstance(value, str) else value
+    if isinstance(seconds, float) and seconds > _LONGEST_SECONDS:
+        raise ValueError('at most "36500d", which is a hundred years; threads cannot wait longer')
+    return seconds
 
 
 def _size(value: object) -> object:
@@ -47,10 +51,18 @@ def _size(value: object) -> object:
     return parse_size(value) if isinstance(value, str) else value
 
 
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("a path cannot hold a NUL character")
+    return value
+
+
 Duration = Annotated[float, BeforeValidator(_duration), Field(ge=0)]
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
+PathText = Annotated[str, AfterValidator(_no_nul)]
+NonEmptyPath = Annotated[PathText, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -66,14 +78,14 @@ class ApiSection(Section):
     connect_timeout: Duration = 10.0
     timeout: Duration = 60.0
     stall_timeout: Duration = 60.0
-    ca_file: str = ""
+    ca_file: PathText = ""
     allowed_upload_hosts: tuple[NonEmpty, ...] = ()
 
 
 class StateSection(Section):
     """Where the ledger and the lock live."""
 
-    dir: NonEmpty = "/var/lib/pmwatch"
+    dir: NonEmptyPath = "/var/lib/pmwatch"
 
 
 class HttpSection(Section):
@@ -120,19 +132,19 @@ class TenantEntry(Section):
     name: Name
     id: NonEmpty
     api_key: SecretStr | None = None
-    api_key_file: NonEmpty | None = None
+    api_key_file: NonEmptyPath | None = None
 
 
 class FolderEntry(FolderOptions):
     """One `[[folders]]` entry."""
 
     name: Name
-    path: NonEmpty
+    path: NonEmptyPath
     tenant: str = ""
     dataset: str = ""
     datatable: str = ""
-    archive_dir: str = ""
-    quarantine_dir: str = ""
+    archive_dir: PathText = ""
+    quarantine_dir: PathText = ""
 
 
 class _Sources(BaseSettings):
@@ -191,7 +203,7 @@ def load(path: str | None, *, flags: Mapping[str, Mapping[str, Any]] | None = No
 def split_listen(text: str) -> tuple[str, int]:
     """Return host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError with what is allowed."""
     host, separator, port = text.rpartition(":")
-    if not separator or not port.isdigit() or int(port) > 65535:
+    if not separator or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError('write HOST:PORT, such as "127.0.0.1:9108", or "off"')
     return host.strip("[]") or "127.0.0.1", int(port)
 
@@ -213,24 +225,21 @@ def _read_toml(path: str | None) -> dict[str, Any]:
     except OSError as error:
         hint = "Name the file with --config FILE or PMWATCH_CONFIG; config.example.toml documents every key."
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"], hint=hint) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError([f"{path}: not valid TOML: nested too deeply"]) from None
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and a number of too many digits
         raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
 
 
 def _merge(toml: dict[str, Any], flags: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    problems = [
-        f"{name}: {_show(name, toml[name])} is not a table; write [{name}]"
-        for name in _Sources.model_fields
-        if name in toml and not isinstance(toml[name], dict)
-    ]
-    if problems:
-        raise ConfigError(problems)
-    sources = type("_SourcesWithToml", (_Sources,), {"toml": toml, "__module__": __name__})
+    wrong = {name: toml[name] for name in _Sources.model_fields if not isinstance(toml.get(name, {}), dict)}
+    tables = {name: value for name, value in toml.items() if name not in wrong}
+    sources = type("_SourcesWithToml", (_Sources,), {"toml": tables, "__module__": __name__})
     try:
         merged: dict[str, Any] = sources(**{name: dict(section) for name, section in flags.items()}).model_dump()
     except (SettingsError, ValidationError) as error:
         raise ConfigError([f"environment: {type(error).__name__}: a {ENV_PREFIX}… variable cannot be read"]) from None
-    return merged
+    return merged | wrong  # what is no table is reported with all the rest
 
 
 _Model = TypeVar("_Model", bound=Section)
@@ -269,7 +278,10 @@ class _Reader:
     def _parse(self, where: str, model: type[_Model], raw: Any) -> _Model | None:
         """Validate one table, note its problems, and return it without the keys that were wrong."""
         if not isinstance(raw, dict):
-            self._problems.append(f"{where}: {_show(where, raw)} is not a table")
+            name = where.partition("[")[0]
+            form = f"[{name}]" if name == where else f"[[{name}]]"
+            shown = "the value" if name == "tenants" else _show(where, raw)  # it might be an API key
+            self._problems.append(f"{where}: {shown} is not a table; write {form}")
             return None
         try:
             return model.model_validate(raw)
@@ -317,6 +329,8 @@ class _Reader:
 
     def _tenant(self, where: str, entry: TenantEntry) -> Tenant:
         key = entry.api_key.get_secret_value().strip() if entry.api_key else ""
+        if not key.isascii() or not key.isprintable():
+            self._problems.append(f"{where}: api_key: the value is not one line of plain text")
         credentials = os.environ.get("CREDENTIALS_DIRECTORY", "")
         key_file, from_systemd = entry.api_key_file or "", False
         if not key and not key_file and credentials:
@@ -330,7 +344,8 @@ class _Reader:
     def _folders(self, tenants: frozenset[str]) -> list[Folder]:
         raw_defaults = self._raw.get("defaults", {})
         self._section("defaults", FolderOptions)
-        good = {key: value for key, value in raw_defaults.items() if _valid_option(key, value)}
+        items = raw_defaults.items() if isinstance(raw_defaults, dict) else ()
+        good = {key: value for key, value in items if _valid_option(key, value)}
         folders = []
         for where, raw in self._named("folders"):
             entry = self._parse(where, FolderEntry, {**good, **raw} if isinstance(raw, dict) else raw)
@@ -383,10 +398,14 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _api_problems(api: ApiSection) -> list[str]:
-    url = urlsplit(api.base_url)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    try:
+        url = urlsplit(api.base_url)
+        host = url.hostname if url.scheme in ("http", "https") and url.port != 0 else None
+    except ValueError:  # brackets without an address, a port that is none
+        host = None
+    if not host:
         return [f'api: base_url: {api.base_url!r} is not a URL; write "https://api.processmind.com"']
-    if url.scheme == "http" and not is_loopback(url.hostname):
+    if url.scheme == "http" and not is_loopback(host):
         return [f"api: base_url: {api.base_url!r}: http would show the API key to the network; use https"]
     if url.query or url.fragment or url.username:
         return ["api: base_url: write only scheme, host, port and path"]

@@ -43,7 +43,9 @@ def redact_value(value: Any) -> Any:
         }
     if isinstance(value, list | tuple | set | frozenset):
         return [redact_value(entry) for entry in value]
-    return value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return redact(repr(value))  # as the renderer would show it: an exception's text may hold anything
 
 
 def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -89,4 +91,9 @@ def _route_standard_logging(level: str) -> None:
 class _ToStructlog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         logger = structlog.get_logger()
-        logger.log(record.levelno, record.getMessage(), library=record.name, exc_info=record.exc_info)
+        level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)  # structlog knows only these
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):  # arguments that do not fit are no reason to end a library's thread
+            message = str(record.msg)
+        logger.log(level, message, library=record.name, exc_info=record.exc_info)

@@ -5,6 +5,7 @@ import re
 import stat
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fractions import Fraction
 from typing import Final
 
 MAX_PUT_BYTES: Final = 5 * 1024**3
@@ -220,7 +221,7 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B)", text.strip())
     if match is None or match[2] not in _SIZE_UNITS:
         raise ValueError('a size is a number with a unit B, KiB, MiB, GiB, TiB (or KB …), such as "512MiB"')
-    return int(float(match[1]) * _SIZE_UNITS[match[2]])
+    return int(Fraction(match[1]) * _SIZE_UNITS[match[2]])
 
 
 def format_duration(seconds: float) -> str:

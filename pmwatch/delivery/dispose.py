@@ -7,13 +7,14 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from typing import Any, Final
 
-from pmwatch.errors import DisposeError, SourceVanished
+from pmwatch.errors import DisposeError, SourceUnreadable, SourceVanished
 from pmwatch.files import is_regular, look, parent_directory, sync_directory
 from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, display
 
@@ -36,12 +37,14 @@ def dispose(delivery: Delivery, folder: Folder, *, beat: Beat = _no_beat) -> tup
             return delivery.location, not delivery.location
         if folder.after_upload is AfterUpload.DELETE:
             return b"", not _delete(root, path, delivery)
-        location = move_into(root, path, _archive_directory(delivery, folder), version=delivery.fingerprint, beat=beat)
+        location = move_into(root, path, _archive_directory(delivery, folder), delivery=delivery, beat=beat)
         return location, not location and look(root, path) is not None
     except SourceVanished:
         return b"", False
+    except SourceUnreadable as error:
+        raise _dispose_error(delivery, folder, error.message) from None
     except OSError as error:
-        raise _dispose_error(delivery, folder, error) from None
+        raise _dispose_error(delivery, folder, error.strerror) from None
 
 
 def _archive_directory(delivery: Delivery, folder: Folder) -> bytes:
@@ -60,7 +63,7 @@ def source_of(delivery: Delivery, folder: Folder) -> tuple[bytes, bytes]:
 def _delete(root: bytes, path: bytes, delivery: Delivery) -> bool:
     """Delete the source if it still is the version that was uploaded; tell whether it is gone."""
     with parent_directory(root, path) as (directory, name):
-        hidden = _take(directory, name, delivery.fingerprint)
+        hidden = _take(directory, name, delivery)
         if hidden is None:
             return False
         os.unlink(hidden, dir_fd=directory)
@@ -68,26 +71,38 @@ def _delete(root: bytes, path: bytes, delivery: Delivery) -> bool:
     return True
 
 
-def _take(directory: int, name: bytes, version: Fingerprint) -> bytes | None:
-    """Rename a file to a hidden name of ours, which nobody replaces, and only then see whether it is `version`.
+def _take(directory: int, name: bytes, delivery: Delivery) -> bytes | None:
+    """Rename a file to a hidden name of ours, which nobody replaces, and only then see whether it is that version.
 
     Any other version is put back, and None returned: between a check and an unlink by name a new file could
     come to stand there. A hidden name left over by a crash is taken up again. Raises SourceVanished.
     """
-    hidden = b".pmwatch-%d" % version.inode
-    left_over = _exists(hidden, directory)
-    if left_over is not None and _is_version(left_over, version):
+    hidden = b".pmwatch-%d" % delivery.fingerprint.inode
+    if _is_version(directory, hidden, delivery):
         return hidden
-    try:
-        os.rename(name, hidden, src_dir_fd=directory, dst_dir_fd=directory)
-    except FileNotFoundError:
-        raise SourceVanished("the source is gone") from None
-    if _is_version(os.stat(hidden, dir_fd=directory, follow_symlinks=False), version):
+    if not _is_version(directory, name, delivery):
+        if _exists(name, directory) is None:
+            raise SourceVanished("the source is gone")
+        return None
+    os.rename(name, hidden, src_dir_fd=directory, dst_dir_fd=directory)
+    if _is_version(directory, hidden, delivery):
         return hidden
-    with suppress(FileExistsError):  # an even newer file stands there: this one was replaced like any other
-        os.link(hidden, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-    os.unlink(hidden, dir_fd=directory)
+    if not _put_back(directory, hidden, name):  # an even newer file stands there: this one was replaced like any other
+        os.unlink(hidden, dir_fd=directory)
     return None
+
+
+def _put_back(directory: int, hidden: bytes, name: bytes) -> bool:
+    """Give a hidden file its name again, unless another one has it; tell whether it was free."""
+    try:
+        os.link(hidden, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    except OSError:  # hard links are not for directories, and not on every file system
+        os.rename(hidden, name, src_dir_fd=directory, dst_dir_fd=directory)
+    else:
+        os.unlink(hidden, dir_fd=directory)
+    return True
 
 
 def _exists(name: bytes, directory: int | None = None) -> os.stat_result | None:
@@ -97,57 +112,93 @@ def _exists(name: bytes, directory: int | None = None) -> os.stat_result | None:
         return None
 
 
-def _is_version(st: os.stat_result, version: Fingerprint) -> bool:
-    return is_regular(st) and Fingerprint.of(st).same_content_as(version)
+def _is_version(directory: int, name: bytes, delivery: Delivery) -> bool:
+    """Tell whether a name holds the version that was delivered: the same inode, or another one with the same bytes."""
+    version, st = delivery.fingerprint, _exists(name, directory)
+    if st is None or not is_regular(st) or not Fingerprint.of(st).same_content_as(version):
+        return False
+    return st.st_ino == version.inode or _hash_of(directory, name) == delivery.sha256
 
 
-def _dispose_error(delivery: Delivery, folder: Folder, error: OSError) -> DisposeError:
+def _hash_of(directory: int, name: bytes) -> str:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return _sha256(fd, _no_beat).hex()
+    finally:
+        os.close(fd)
+
+
+def _dispose_error(delivery: Delivery, folder: Folder, why: str) -> DisposeError:
     deleting = folder.after_upload is AfterUpload.DELETE
     where = "its directory" if deleting else display(folder.archive_dir)
     return DisposeError(
-        f"{delivery.display_path} is uploaded, but cannot be {'deleted' if deleting else 'archived'}: {error.strerror}",
+        f"{delivery.display_path} is uploaded, but cannot be {'deleted' if deleting else 'archived'}: {why}",
         hint=f"Give pmwatch's user write access to {where}; it is tried again by itself.",
     )
 
 
-def move_into(
-    root: bytes, path: bytes, target_directory: bytes, *, version: Fingerprint, beat: Beat = _no_beat
-) -> bytes:
+def move_into(root: bytes, path: bytes, target_directory: bytes, *, delivery: Delivery, beat: Beat = _no_beat) -> bytes:
     """Move `path` below `root` into a directory of ours under a free name; return its new absolute path.
 
-    Empty where it is no longer `version`, which then stays. Atomic; on another file system it is copied, synced,
-    verified by SHA-256 and only then removed. Raises SourceVanished where it is gone, OSError.
+    Empty where it is no longer the version that was delivered, which then stays. Atomic; on another file system it
+    is copied, synced, verified by SHA-256 and only then removed. Raises SourceVanished where it is gone, OSError.
     """
     os.makedirs(target_directory, mode=0o750, exist_ok=True)
-    target, moved_before = _free_target(target_directory, os.path.basename(path), version)
+    earlier = _moved_before(target_directory, os.path.basename(path), delivery.fingerprint)
+    if earlier:
+        return earlier
     with parent_directory(root, path) as (directory, name):
-        if moved_before and not _exists(name, directory):
-            return target
-        hidden = _take(directory, name, version)
+        hidden = _take(directory, name, delivery)
         if hidden is None:
             return b""
         try:
-            os.rename(hidden, target, src_dir_fd=directory)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            _copy(hidden, directory, target, beat)
-            sync_directory(target_directory)
-            os.unlink(hidden, dir_fd=directory)
+            target = _place(hidden, directory, target_directory, name, beat)
+        except OSError:
+            with suppress(OSError):  # the first trouble is the one to tell
+                _put_back(directory, hidden, name)
+            raise
         sync_directory(target_directory)
         os.fsync(directory)
     return target
 
 
-def _free_target(directory: bytes, name: bytes, version: Fingerprint) -> tuple[bytes, bool]:
-    """Return the first free name in a directory that only pmwatch fills, or the one where this file lies already."""
+def _moved_before(directory: bytes, name: bytes, version: Fingerprint) -> bytes:
+    """Return where this very file lies already, in a directory that only pmwatch fills; empty where it does not."""
     for candidate in _free_names(name):
         target = os.path.join(directory, candidate)
         st = _exists(target)
         if st is None:
-            return target, False
-        if (st.st_dev, st.st_ino) == (version.device, version.inode) and _is_version(st, version):
-            return target, True
+            return b""
+        if (st.st_dev, st.st_ino) == (version.device, version.inode) and Fingerprint.of(st).same_content_as(version):
+            return target
+    raise AssertionError("names never end")
+
+
+def _place(hidden: bytes, source: int, target_directory: bytes, name: bytes, beat: Beat) -> bytes:
+    """Move a hidden file below a free name of the target directory, and return that."""
+    target = _reserve(target_directory, name)
+    try:
+        os.rename(hidden, target, src_dir_fd=source)
+    except OSError as error:
+        try:
+            if error.errno != errno.EXDEV:
+                raise
+            _copy(hidden, source, target, beat)
+        except BaseException:
+            os.unlink(target)
+            raise
+        sync_directory(target_directory)
+        os.unlink(hidden, dir_fd=source)
+    return target
+
+
+def _reserve(directory: bytes, name: bytes) -> bytes:
+    """Create an empty file under the first free name, so that no other thread takes the name meanwhile."""
+    for candidate in _free_names(name):
+        target = os.path.join(directory, candidate)
+        with suppress(FileExistsError):
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            return target
     raise AssertionError("names never end")
 
 
@@ -162,20 +213,30 @@ def _free_names(name: bytes) -> Iterator[bytes]:
 
 def _copy(name: bytes, source: int, target: bytes, beat: Beat) -> None:
     """Copy to another file system under a hidden name, sync, compare, and rename into place."""
-    hidden = os.path.join(os.path.dirname(target), b".pmwatch-copy")
+    hidden = os.path.join(os.path.dirname(target), b".pmwatch-copy-" + secrets.token_hex(8).encode())
     inner = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
-    outer = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    outer = -1
     try:
-        written = _copy_bytes(inner, outer, beat)
+        outer = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        digest = _copy_bytes(inner, outer, beat)
         st = os.fstat(inner)
         os.utime(outer, ns=(st.st_atime_ns, st.st_mtime_ns))
         os.fsync(outer)
-        if _sha256(outer, beat) != written:
-            raise OSError(errno.EIO, "the copy differs from the original")
+        _check_copy(outer, digest, beat)
         os.rename(hidden, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(hidden)
+        raise
     finally:
-        os.close(outer)
+        if outer >= 0:
+            os.close(outer)
         os.close(inner)
+
+
+def _check_copy(fd: int, digest: bytes, beat: Beat) -> None:
+    if _sha256(fd, beat) != digest:
+        raise OSError(errno.EIO, "the copy differs from the original")
 
 
 def _copy_bytes(inner: int, outer: int, beat: Beat) -> bytes:
@@ -208,15 +269,16 @@ def quarantine(delivery: Delivery, folder: Folder, *, facts: dict[str, Any], bea
         return delivery.location
     directory = os.path.join(folder.quarantine_dir, os.path.dirname(delivery.path))
     try:
-        target = move_into(folder.root, delivery.path, directory, version=delivery.fingerprint, beat=beat)
+        target = move_into(folder.root, delivery.path, directory, delivery=delivery, beat=beat)
         if target:
             base = os.path.basename(target)[: 255 - len(b".error.json")]
             _write_json(os.path.join(os.path.dirname(target), base + b".error.json"), facts)
     except SourceVanished:
         return b""
-    except OSError as error:
+    except (OSError, SourceUnreadable) as error:
+        why = error.strerror if isinstance(error, OSError) else error.message
         raise DisposeError(
-            f"{delivery.display_path} cannot be moved to quarantine: {error.strerror}",
+            f"{delivery.display_path} cannot be moved to quarantine: {why}",
             hint=f"Give pmwatch's user write access to {display(folder.quarantine_dir)}.",
         ) from None
     return target

@@ -100,7 +100,7 @@ class Gates:
         with self._lock:
             before = self._gates.get(name, Gate(name))
             closed_at = before.closed_at or now
-            wait = retry_after if retry_after is not None else self._policy.wait(now - closed_at)
+            wait = retry_after or self._policy.wait(now - closed_at)  # "Retry-After: 0" must not become a busy loop
             gate = Gate(name, closed_at, now + wait, False, error.reason, error.message, error.hint)
             self._gates[name] = gate
         if before.is_open or before.reason != gate.reason:

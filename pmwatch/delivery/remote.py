@@ -1,14 +1,16 @@
 """The remote end as a delivery sees it: resolve, presign, put. The narrow seam that tests may replace."""
 
 import os
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
 
 from pmwatch.errors import DestinationUnknown, KeyRejected
 from pmwatch.model import Delivery, Destination, Fingerprint, Target, Tenant
 from pmwatch.processmind import Client, Http, Receipt, Storage, resolve
 from pmwatch.processmind.keys import KeyRing
 from pmwatch.processmind.storage import OpenBody
+
+T = TypeVar("T")
 
 
 class Remote(Protocol):
@@ -36,41 +38,42 @@ class ProcessMindRemote:
         self._tenants = tenants
         self._keys = keys
 
-    def _client(self, tenant: str) -> Client:
+    def _call(self, tenant: str, call: Callable[[Client], T]) -> T:
+        """Call the API with the tenant's key; a refused one is read again from its file once before it counts."""
         if tenant not in self._tenants:
             raise DestinationUnknown(f"tenant {tenant!r} is not in the configuration", hint="Add it under [[tenants]].")
-        return Client(self._keys.key(tenant), base_url=self._base_url, http=self._http)
+        key = self._keys.key(tenant)
+        try:
+            return call(self._client(key))
+        except KeyRejected as error:
+            if not self._keys.refresh(tenant, refused=key):
+                raise self._with_hint(error, tenant) from None
+        try:
+            return call(self._client(self._keys.key(tenant)))
+        except KeyRejected as error:
+            raise self._with_hint(error, tenant) from None
+
+    def _client(self, key: str) -> Client:
+        return Client(key, base_url=self._base_url, http=self._http)
 
     def resolve(self, target: Target) -> Destination:
         """Return the ids that a target's names stand for."""
-        client = self._client(target.tenant)
-        try:
-            return resolve(client, self._tenants[target.tenant].id, target)
-        except KeyRejected as error:
-            if not self._keys.refresh(target.tenant):
-                raise self._with_hint(error, target.tenant) from None
-            return resolve(self._client(target.tenant), self._tenants[target.tenant].id, target)
+        return self._call(target.tenant, lambda client: resolve(client, self._tenants[target.tenant].id, target))
 
     def presign(self, delivery: Delivery, source: Fingerprint) -> str:
-        """Return a URL for one PUT; a refused key is read again from its file once before it counts."""
-        tenant = delivery.target.tenant
-        try:
-            return self._presign(delivery, source)
-        except KeyRejected as error:
-            if not self._keys.refresh(tenant):
-                raise self._with_hint(error, tenant) from None
-            return self._presign(delivery, source)
-
-    def _presign(self, delivery: Delivery, source: Fingerprint) -> str:
+        """Return a URL for one PUT, which points to an allowed host."""
         destination = delivery.destination
         assert destination is not None
-        url = self._client(delivery.target.tenant).presigned_upload_url(
-            destination.tenant_id,
-            destination.datatable_id,
-            dataset_id=destination.dataset_id,
-            filename=api_filename(delivery.path),
-            size=source.size,
-            mtime_ms=source.mtime_ns // 1_000_000,
+        url = self._call(
+            delivery.target.tenant,
+            lambda client: client.presigned_upload_url(
+                destination.tenant_id,
+                destination.datatable_id,
+                dataset_id=destination.dataset_id,
+                filename=api_filename(delivery.path),
+                size=source.size,
+                mtime_ms=source.mtime_ns // 1_000_000,
+            ),
         )
         self._storage.check_url(url)
         return url

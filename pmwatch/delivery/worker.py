@@ -81,7 +81,7 @@ class _Progress:
 
 
 class Uploader:
-    """Works on deliveries until told to stop. Many threads may run one `Uploader`; it keeps no state of its own."""
+    """Works on deliveries until told to stop. Many threads may run one `Uploader`; what must last is in the ledger."""
 
     def __init__(
         self,
@@ -109,6 +109,8 @@ class Uploader:
         self._abort = abort
         self._beat = beat
         self._now = now
+        self._lock = threading.Lock()
+        self._disposing: set[int] = set()
 
     # ---- what a thread calls ------------------------------------------------------------------------------
 
@@ -140,6 +142,9 @@ class Uploader:
             except RemoteError as error:
                 self._gates.failed(target.tenant, error, retry_after=error.retry_after)
                 continue
+            except LedgerError:
+                self._gates.left(target.tenant)
+                raise
             except PmwatchError as error:
                 self._gates.failed(target.tenant, error)
                 continue
@@ -183,7 +188,7 @@ class Uploader:
             decided, sha256 = self._decide(delivery, folder, source)
             if decided.verdict is Verdict.SEND:
                 sent = self._send(delivery, source, progress)
-                _verify(source, sent, expected=sha256)  # a change after the last byte is the next version's business
+                _verify(sent, expected=sha256)  # a change after the last byte is the next version's business
                 self._uploaded(delivery, folder, sent)
                 return
         self._not_needed(delivery, folder, decided, sha256)
@@ -203,12 +208,15 @@ class Uploader:
         repeated = self._is_usable(progress.url)
         if not repeated:
             self._presign(delivery, source, progress)
-        self._enter_storage(progress)
+        self._enter_storage(delivery, progress)
         try:
             return self._put(delivery, source, progress, only_if_absent=repeated)
         except UrlExpired:
+            self._gates.succeeded(progress.gate)  # the storage is well; trouble from here on is the API's again
+            progress.gate = delivery.target.tenant
             self._presign(delivery, source, progress)
-            return self._put(delivery, source, progress, only_if_absent=False)
+        self._enter_storage(delivery, progress)
+        return self._put(delivery, source, progress, only_if_absent=False)
 
     def _is_usable(self, url: str) -> bool:
         expiry = url_expiry(url) if url else None
@@ -226,9 +234,10 @@ class Uploader:
         self._gates.succeeded(delivery.target.tenant)
         self._ledger.remember_url(delivery, progress.url, source.fingerprint)
 
-    def _enter_storage(self, progress: _Progress) -> None:
+    def _enter_storage(self, delivery: Delivery, progress: _Progress) -> None:
         """Go through the storage host's gate as well, or turn back unharmed."""
         host = url_host(progress.url)
+        self._gates.points_to(delivery.target.tenant, host)  # or what waits for a closed one would be claimed again
         if not self._gates.enter(host):
             raise _GateShut(f"waiting for {host}")
         progress.gate = host
@@ -251,17 +260,13 @@ class Uploader:
         except AlreadyThere:
             if not only_if_absent:
                 raise
-            self._through(delivery, progress)
+            self._gates.succeeded(progress.gate)
             return _Sent(None, source.hash(check=self._check), time.monotonic() - started, None)
-        self._through(delivery, progress)
+        self._gates.succeeded(progress.gate)
         if source.fingerprint.size == 0:
             source.hash()
         verified = source.md5 == receipt.md5 if receipt.md5 else None
         return _Sent(receipt, source.sha256, time.monotonic() - started, verified)
-
-    def _through(self, delivery: Delivery, progress: _Progress) -> None:
-        self._gates.points_to(delivery.target.tenant, progress.gate)
-        self._gates.succeeded(progress.gate)
 
     # ---- ends ---------------------------------------------------------------------------------------------
 
@@ -324,6 +329,18 @@ class Uploader:
         return True
 
     def _dispose(self, delivery: Delivery, folder: Folder) -> None:
+        """Dispose of a source, unless another thread still is at it: a large copy outlives the ledger's lease."""
+        with self._lock:
+            if delivery.id in self._disposing:
+                return
+            self._disposing.add(delivery.id)
+        try:
+            self._dispose_alone(delivery, folder)
+        finally:
+            with self._lock:
+                self._disposing.discard(delivery.id)
+
+    def _dispose_alone(self, delivery: Delivery, folder: Folder) -> None:
         try:
             location, kept = dispose(delivery, folder, beat=self._beat)
         except DisposeError as error:
@@ -461,9 +478,11 @@ def _check_version(delivery: Delivery, source: Source) -> None:
         raise SourceChanged("the file changed since it had settled")
 
 
-def _verify(source: Source, sent: _Sent, *, expected: str) -> None:
+def _verify(sent: _Sent, *, expected: str) -> None:
     """Raise unless what went is exactly the version that was opened, and the storage confirmed it."""
-    if source.bytes_read != source.fingerprint.size or (expected and sent.sha256 != expected):
+    if not sent.sha256:
+        raise ChecksumMismatch("the storage confirmed the upload before it had all of it")
+    if expected and sent.sha256 != expected:
         raise SourceChanged("the file changed while it was sent")
     if sent.verified is False:
         raise ChecksumMismatch(

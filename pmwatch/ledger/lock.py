@@ -20,11 +20,11 @@ class StateLock:
     def acquire(self) -> None:
         """Take the lock, or raise LockedError naming the holder's PID."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise self._locked() from None
+        while not _try_lock(fd, fcntl.LOCK_EX):
+            # A command that only reads who holds it has it shared, for microseconds: that is no other pmwatch.
+            if not _try_lock(fd, fcntl.LOCK_SH):
+                os.close(fd)
+                raise self._locked()
         self._fd = fd
         self.publish()
 
@@ -50,6 +50,14 @@ class StateLock:
             self._fd = None
 
 
+def _try_lock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def read_holder(state_dir: str) -> dict[str, Any]:
     """Return what the running pmwatch published, or an empty dict where none runs."""
     path = os.path.join(state_dir, _NAME)
@@ -58,12 +66,11 @@ def read_holder(state_dir: str) -> dict[str, Any]:
     except OSError:
         return {}
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if _try_lock(fd, fcntl.LOCK_SH):
+            return {}  # nobody holds it: what stands there is left over
         return _parse(os.pread(fd, 4096, 0))
     finally:
         os.close(fd)
-    return {}  # nobody holds it: what stands there is left over
 
 
 def _parse(text: bytes) -> dict[str, Any]:

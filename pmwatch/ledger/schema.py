@@ -71,7 +71,7 @@ lanes: Final = Table(
     metadata,
     Column("lane", Text, primary_key=True),
     Column("ordered", Integer, nullable=False),
-    Column("turn", BigInteger, nullable=False),  # when it was last served, for fairness
+    Column("turn", BigInteger, nullable=False),  # counts up at every claim: the lane with the lowest goes next
 )
 
 counts: Final = Table(

@@ -129,9 +129,10 @@ class Ledger:
         if read_only and not os.path.exists(path):
             raise LedgerError(f"there is no ledger in {state_dir}", hint="Has pmwatch run with this [state] dir?")
         try:
+            if not read_only:
+                _make_private(path)
             ledger = cls(path, read_only=read_only)
             if not read_only:
-                os.chmod(path, 0o600)  # presigned URLs are secrets until they expire
                 ledger._write(migrate)
         except OSError as error:
             raise LedgerError(f"{path}: {error.strerror}", hint="Check the owner of [state] dir.") from None
@@ -216,7 +217,9 @@ class Ledger:
                 if (row.tenant, row.dataset, row.datatable, row.lane) != tuple(
                     values[key] for key in ("tenant", "dataset", "datatable", "lane")
                 ):
-                    c.execute(update(deliveries).where(_d.id == row.id).values(**values, presigned_url=""))
+                    if any(getattr(row, key) != values[key] for key in ("tenant", "dataset", "datatable")):
+                        values["presigned_url"] = ""  # else it may still tell whether the bytes arrived
+                    c.execute(update(deliveries).where(_d.id == row.id).values(**values))
                     changed += 1
             return changed
 
@@ -274,12 +277,13 @@ class Ledger:
 
         def work(c: Connection) -> Delivery | None:
             given = {"now": now, "without": without}
-            row = c.execute(_NEXT_ORDERED, given).first() or c.execute(_NEXT_UNORDERED, given).first()
-            if row is None:
+            first = [row for query in (_NEXT_ORDERED, _NEXT_UNORDERED) if (row := c.execute(query, given).first())]
+            if not first:
                 return None
+            row = min(first, key=lambda one: int(one.turn))
             claimed = {"attempts": row.attempts + 1, "claimed_at": now}
             _move(c, row.id, row.folder, State.QUEUED, State.UPLOADING, claimed)
-            c.execute(_TAKE_TURN, {"of_lane": row.lane, "at": int(now * 1e6)})
+            c.execute(_TAKE_TURN, {"of_lane": row.lane})
             return _delivery(c.execute(_BY_ID, {"of_id": row.id}).one())
 
         return self._write(work)
@@ -340,10 +344,14 @@ class Ledger:
 
         def work(c: Connection) -> None:
             _require_claim(c, delivery)
+            row = c.execute(_BY_ID, {"of_id": delivery.id}).one()
+            newer = and_(_d.folder == row.folder, _d.path == row.path, _d.previous_id == delivery.id)
+            c.execute(update(deliveries).where(newer).values(previous_id=delivery.previous_id))
             c.execute(delete(deliveries).where(_d.id == delivery.id))
             _count(c, delivery.folder, State.UPLOADING, -1)
             look = _fingerprint_values(delivery.fingerprint)
-            c.execute(update(deliveries).where(_d.id == delivery.previous_id).values(current=1, **look))
+            before = update(deliveries).where(_d.id == delivery.previous_id)
+            c.execute(before.values(current=row.current, **look))
 
         self._write(work)
 
@@ -542,6 +550,18 @@ class Ledger:
         yield from self._read(lambda c: c.execute(query).scalars().all())
 
 
+def _make_private(path: str) -> None:
+    """Create the file where it is absent, for its owner only: presigned URLs are secrets until they expire.
+
+    Before SQLite sees it, because the files of the WAL get the mode that the database has. One that exists is not
+    opened: closing it again would end SQLite's locks on it in this process (sqlite.org, "How To Corrupt", 2.2).
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        os.chmod(path, 0o600)
+
+
 # ---- statements -----------------------------------------------------------------------------------------
 
 _FINGERPRINT: Final = (_d.size, _d.mtime_ns, _d.ctime_ns, _d.inode, _d.device)
@@ -573,7 +593,7 @@ def _next_of_lanes(choice: Select[Any]) -> Select[Any]:
     """Build the query for the delivery that `choice` picks in a lane, over all lanes, longest unserved first."""
     chosen = deliveries.alias("chosen")
     return (
-        select(chosen.c.id, chosen.c.folder, chosen.c.attempts, lanes.c.lane)
+        select(chosen.c.id, chosen.c.folder, chosen.c.attempts, lanes.c.lane, lanes.c.turn)
         .select_from(lanes)
         .join(chosen, chosen.c.id == choice.correlate(lanes).scalar_subquery())
         .where(
@@ -641,7 +661,11 @@ _RESERVE: Final = (
 )
 _LAST_SEQ: Final = select(func.max(_d.seq))
 _INSERT: Final = insert(deliveries)
-_TAKE_TURN: Final = update(lanes).where(lanes.c.lane == bindparam("of_lane")).values(turn=bindparam("at"))
+_TAKE_TURN: Final = (
+    update(lanes)
+    .where(lanes.c.lane == bindparam("of_lane"))
+    .values(turn=select(func.max(lanes.alias("other").c.turn) + 1).scalar_subquery())
+)
 _LANE: Final = select(lanes.c.lane).where(lanes.c.lane == bindparam("of_lane"))
 _ADD_COUNT: Final = (
     update(counts)

@@ -114,7 +114,7 @@ class Writer:
             with self._connection.begin():
                 for operation in batch:
                     self._perform(operation, alone=len(batch) == 1)
-        except Exception as error:  # noqa: BLE001  every waiting thread must learn of it
+        except BaseException as error:  # noqa: BLE001  every waiting thread must learn of it
             for operation in batch:
                 operation.error = operation.error or error
         finally:

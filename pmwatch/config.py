@@ -270,7 +270,8 @@ class _Reader:
     def _unknown_sections(self) -> None:
         for key in self._raw:
             if key not in SECTIONS:
-                self._problems.append(f"{key}: unknown section{_nearest(key, SECTIONS)}")
+                known = _nearest(key, SECTIONS) or f"; known sections: {', '.join(SECTIONS)}"
+                self._problems.append(f"{key}: unknown section{known}")
 
     def _section(self, name: str, model: type[_Model]) -> _Model:
         return self._parse(name, model, self._raw.get(name, {})) or model()
@@ -295,13 +296,12 @@ class _Reader:
 
     def _entries(self, name: str) -> list[Any]:
         entries = self._raw.get(name, [])
-        if isinstance(entries, list):
-            return entries
-        self._problems.append(f"{name}: write one [[{name}]] table for each")
-        return []
+        return entries if isinstance(entries, list) else []
 
     def _named(self, name: str) -> Iterator[tuple[str, Any]]:
         """Yield where each entry stands, for messages, and the entry; note names that come twice."""
+        if not isinstance(self._raw.get(name, []), list):
+            self._problems.append(f"{name}: write one [[{name}]] table for each")
         seen: dict[str, str] = {}
         for index, entry in enumerate(self._entries(name), start=1):
             entry_name = entry.get("name") if isinstance(entry, dict) else None
@@ -352,7 +352,7 @@ class _Reader:
             if entry is not None:
                 self._problems += [f"{where}: {problem}" for problem in _folder_problems(entry, tenants)]
                 folders.append(_folder(entry, tenants))
-        if not self._entries("folders"):
+        if self._raw.get("folders", []) == []:
             self._problems.append("folders: there is none; add a [[folders]] entry with name, path, tenant, datatable")
         return folders
 
@@ -370,8 +370,7 @@ def _problem(where: str, model: type[Section], detail: ErrorDetails) -> str:
     key = ".".join(str(part) for part in detail["loc"]) or "?"
     known = tuple(model.model_fields)
     if detail["type"] == "extra_forbidden":
-        allowed = "" if difflib.get_close_matches(key, known, n=1) else f"; known keys: {', '.join(known)}"
-        return f"{where}: {key}: unknown key{_nearest(key, known)}{allowed}"
+        return f"{where}: {key}: unknown key{_nearest(key, known) or '; known keys: ' + ', '.join(known)}"
     if detail["type"] == "missing":
         return f"{where}: {key}: missing; it is required"
     if detail["type"] == "string_pattern_mismatch":
@@ -393,7 +392,7 @@ def _show(key: str, value: Any) -> str:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, known, n=1)
     return f'; did you mean "{close[0]}"?' if close else ""
 
 

@@ -4,48 +4,45 @@ Who owns what: each folder's intake thread owns its watch, scans and settler; th
 `Gates` own the pauses; the main thread owns the phase, the signals and everything below in `Service`.
 """
 
+import faulthandler
 import os
-import shutil
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from pmwatch import __version__, systemd
+from pmwatch.answers import Answers
 from pmwatch.audit import audit
 from pmwatch.config import Settings, is_loopback
-from pmwatch.delivery.gates import Gate, Gates
+from pmwatch.delivery.gates import Gates
 from pmwatch.delivery.remote import ProcessMindRemote, Remote
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.delivery.worker import Report, Uploader
-from pmwatch.errors import ConfigError, ExitCode, FolderDown, LedgerError, PmwatchError
-from pmwatch.explain import as_dict, why
+from pmwatch.errors import ConfigError, ExitCode, LedgerError, PmwatchError
 from pmwatch.intake.evidence import quietens_leases
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.rules import Rules
-from pmwatch.intake.settle import Candidate
 from pmwatch.intake.watch import Watcher
 from pmwatch.ledger import Ledger, StateLock
 from pmwatch.log import register_secret
-from pmwatch.metrics import Metrics, Samples
+from pmwatch.metrics import Metrics
 from pmwatch.model import (
     PENDING,
-    Delivery,
     Folder,
     Order,
     State,
     Target,
     display,
-    format_duration,
 )
 from pmwatch.processmind import Http, Storage, Timeouts
 from pmwatch.processmind.keys import KeyRing
+from pmwatch.reporting import Reporter
 from pmwatch.threads import Mailbox, Pulse, ThreadGroup, Wakeup
 from pmwatch.web.app import Questions, create_app
 from pmwatch.web.server import WebServer
@@ -119,7 +116,6 @@ class Service:
         self._mode = mode
         self._reload = reload
         self._remote_factory = remote_factory
-        self._on_report = on_report
         self._on_ready = on_ready
         self._log = structlog.get_logger()
         self._phase = Phase.STARTING
@@ -130,16 +126,15 @@ class Service:
         self._no_more_claims = threading.Event()
         self._abort = threading.Event()
         self._intakes: dict[str, _Running] = {}
-        self._active: dict[int, Delivery] = {}
         self._unresolved: dict[Target, PmwatchError] = {}
         self._unaccounted: dict[str, int] = {}
         self._intakes_started = 0
-        self._failed_in_this_run = 0
         self._died = False
         self._drain_until = 0.0
         self._stop_skips_grace = False
         self._web: WebServer | None = None
         self.metrics = Metrics(version=__version__)
+        self._reporter = Reporter(self.metrics, wake=self._work.wake, on_report=on_report)
         self._started_at = time.time()
 
     # ---- life -----------------------------------------------------------------------------------------------
@@ -147,6 +142,7 @@ class Service:
     def run(self) -> int:
         """Run until stopped. Raises PmwatchError where it cannot start."""
         self._mailbox.receive(*_SIGNALS)
+        faulthandler.register(signal.SIGUSR1)  # prints what every thread is doing, for a bug report
         quietens_leases()
         lock = self._lock_state()
         try:
@@ -182,8 +178,7 @@ class Service:
         settings = self._settings
         if settings.listen is not None:
             host, port = settings.listen
-            app = create_app(self._questions(), allowed_hosts=settings.http.allowed_hosts)
-            self._web = WebServer(app, host=host, port=port)
+            self._web = WebServer(host=host, port=port)
             lock.publish(http=self._web.address)
         self.ledger = Ledger.open(settings.state.dir)
         self.ledger.check()
@@ -194,9 +189,20 @@ class Service:
         timeouts = Timeouts(settings.api.connect_timeout, settings.api.timeout, settings.api.stall_timeout)
         self.http = _http(settings, timeouts)
         self.watcher = Watcher()
-        self.gates = Gates(self._policy(longest=60.0), now=time.time, changed=self._gate_changed)
+        self.gates = Gates(self._policy(longest=60.0), now=time.time, changed=self._reporter.gate_changed)
         self._apply(settings)
-        self.metrics.ask(self._gauges)
+        self.answers = Answers(
+            ledger=self.ledger,
+            gates=self.gates,
+            watcher=self.watcher,
+            http=self.http,
+            state_dir=settings.state.dir,
+            intakes=lambda: [running.intake for running in list(self._intakes.values())],
+            unresolved=lambda: self._unresolved,
+            unaccounted=self._unaccounted,
+            phase=lambda: self._phase.value,
+        )
+        self.metrics.ask(self.answers.gauges)
 
     def _policy(self, *, longest: float | None = None) -> RetryPolicy:
         delivery = self._settings.delivery
@@ -220,16 +226,16 @@ class Service:
             gates=self.gates,
             folders=lambda: self._folders,
             policy=self._policy(),
-            report=self._reported,
+            report=self._reporter.reported,
             look_again=self._look_again,
-            started=self._put_started,
+            started=self._reporter.put_started,
             abort=self._abort,
             beat=lambda: self._pulse.beat(threading.current_thread().name),
         )
 
     def _start(self) -> None:
         if self._web is not None:
-            self._web.start()
+            self._web.start(create_app(self._questions(), allowed_hosts=self._settings.http.allowed_hosts))
         for folder in self._settings.folders:
             self._start_intake(folder)
         self._threads.start("resolve", self._resolve_names)
@@ -281,13 +287,13 @@ class Service:
         """Move on by itself: from starting to running, and from draining to stopping."""
         if self._phase is Phase.STARTING and not self._unready():
             self._phase = Phase.RUNNING
-            systemd.notify(READY=1, STATUS=self._summary())
+            systemd.notify(READY=1, STATUS=self.answers.summary())
             self._on_ready(self)
             self._log.info("ready", watching=self.watcher.count())
             if self._mode is Mode.ONCE:
                 self._begin_drain()
         elif self._phase is Phase.RUNNING:
-            systemd.notify(STATUS=self._summary())
+            systemd.notify(STATUS=self.answers.summary())
         if self._phase is Phase.DRAINING and (self._is_drained() or time.monotonic() >= self._drain_until):
             self._phase = Phase.STOPPING
 
@@ -317,7 +323,7 @@ class Service:
             running.intake.inbox.wake()
         self._no_more_claims.set()
         self._work.wake()
-        self._log.info("stopping", running_uploads=len(self._active))
+        self._log.info("stopping", running_uploads=len(self._reporter.active))
         grace = 0.0 if self._stop_skips_grace else self._settings.delivery.shutdown_grace
         self._wait_for_threads(grace)
         self._abort.set()
@@ -351,7 +357,7 @@ class Service:
 
     def _give_back_active(self) -> None:
         """Queue again what a thread that could not be stopped in time still holds."""
-        for id_ in list(self._active):
+        for id_ in list(self._reporter.active):
             delivery = self.ledger.get(id_)
             if delivery is not None and delivery.state is State.UPLOADING:
                 self.ledger.give_back(
@@ -384,7 +390,7 @@ class Service:
             self._log.error("left behind", path=path, state="settling")
         for name in down:
             self._log.error("folder could not be read", folder=name)
-        return ExitCode.OK if drained and not down and not self._failed_in_this_run else ExitCode.FAILURE
+        return ExitCode.OK if drained and not down and not self._reporter.failed else ExitCode.FAILURE
 
     # ---- reload -----------------------------------------------------------------------------------------------
 
@@ -427,7 +433,7 @@ class Service:
             folder,
             watcher=self.watcher,
             ledger=self.ledger,
-            observer=self,
+            observer=self._reporter,
             beat=lambda: self._pulse.beat(thread),
         )
         self._intakes[folder.name] = _Running(intake, stop)
@@ -542,103 +548,6 @@ class Service:
         if running is not None:
             running.intake.inbox.put(path)
 
-    def _put_started(self, delivery: Delivery) -> None:
-        self._active[delivery.id] = delivery
-        latency = max(0.0, time.time() - delivery.settled_at)
-        if delivery.attempts == 1:
-            self.metrics.pickup_latency.labels(folder=delivery.folder).observe(latency)
-
-    def _reported(self, report: Report) -> None:
-        """Count and log one outcome: one canonical line each."""
-        delivery = report.delivery
-        if report.what != "disposed":
-            self._active.pop(delivery.id, None)
-        self._count(report)
-        level, event = _LOG_LINES[report.what]
-        facts: dict[str, Any] = {
-            "folder": delivery.folder,
-            "path": delivery.display_path,
-            "target": str(delivery.target),
-        }
-        facts |= {"size": delivery.fingerprint.size, "attempt": delivery.attempts}
-        optional = {
-            "reason": report.reason,
-            "error": report.message if report.reason else "",
-            "hint": report.hint,
-            "sha256": report.sha256,
-            "seconds": round(report.put_seconds, 3),
-            "request_id": report.request_id,
-            "s3_code": report.code,
-            "etag_verified": report.etag_verified,
-            "duplicate_of": report.duplicate_of,
-            "location": display(report.location),
-            "next_attempt_in": format_duration(report.not_before - time.time()) if report.not_before else "",
-        }
-        facts |= {key: value for key, value in optional.items() if value or value is False}
-        if report.older_version:
-            level, facts["hint"] = (
-                "warning",
-                (
-                    "These bytes repeat an older version, and newer ones went in between. If the older content should "
-                    'come back, set dedup = "latest" for this folder.'
-                ),
-            )
-        getattr(self._log, level)(event, **facts)
-        self._on_report(report)
-        self._work.wake()
-
-    def _count(self, report: Report) -> None:
-        folder = report.delivery.folder
-        if report.what == "uploaded":
-            self.metrics.uploads.labels(folder=folder, outcome="uploaded").inc()
-            self.metrics.upload_bytes.labels(folder=folder).inc(report.delivery.fingerprint.size)
-            self.metrics.upload_duration.labels(folder=folder).observe(report.put_seconds)
-        elif report.what == "duplicate":
-            self.metrics.uploads.labels(folder=folder, outcome="duplicate").inc()
-            self.metrics.duplicates.labels(folder=folder).inc()
-        elif report.what in ("failed", "held"):
-            self._failed_in_this_run += 1
-            self.metrics.uploads.labels(folder=folder, outcome=report.what).inc()
-        elif report.what in ("retry", "gate"):
-            self.metrics.retries.labels(folder=folder, reason=report.reason).inc()
-
-    def _gate_changed(self, gate: Gate) -> None:
-        if gate.is_open:
-            self._log.info("gate opened", gate=gate.name)
-        else:
-            self._log.error("gate closed", gate=gate.name, reason=gate.reason, error=gate.message, hint=gate.hint)
-        self._work.wake()
-
-    def folder_changed(self, folder: str, problem: FolderDown | None) -> None:
-        """Log that a folder went down or came back (from its intake)."""
-        if problem is None:
-            self._log.info("folder up", folder=folder)
-        else:
-            self._log.error("folder down", folder=folder, error=problem.message, hint=problem.hint)
-
-    def settled(self, folder: str, count: int) -> None:
-        """Wake the uploaders (from an intake)."""
-        self._log.debug("settled", folder=folder, files=count)
-        self._work.wake()
-
-    def scanned(self, folder: str, seconds: float, *, files: int, missed: int) -> None:
-        """Count a scan, and what only it found (from an intake)."""
-        self.metrics.scan_duration.labels(folder=folder).observe(seconds)
-        if missed:
-            self.metrics.watch_missed.labels(folder=folder).inc(missed)
-        self._log.debug("scanned", folder=folder, seconds=round(seconds, 3), new_files=files, missed=missed)
-
-    def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:
-        """Log, once a file, that it is still not complete (from an intake)."""
-        self._log.warning(
-            "file never settles",
-            folder=folder,
-            path=display(candidate.path),
-            for_=format_duration(seconds),
-            waits_for=candidate.waits_for,
-            hint="Is its writer stuck? pmwatch uploads it as soon as it is quiet and closed.",
-        )
-
     # ---- questions ------------------------------------------------------------------------------------------------
 
     @property
@@ -647,12 +556,13 @@ class Service:
         return self._web.address if self._web else ""
 
     def _questions(self) -> Questions:
+        """Return what the web layer may ask."""
         return Questions(
             metrics=self.metrics.render,
             health=self._health,
             ready=self._unready,
-            status=self.status,
-            why=self._why,
+            status=self.answers.status,
+            why=self.answers.why,
         )
 
     def _late(self) -> list[str]:
@@ -669,115 +579,6 @@ class Service:
     def _unready(self) -> list[str]:
         """Return what is not ready yet: folders whose watch was not tried."""
         return [f"folder {name} is not watched yet" for name, r in list(self._intakes.items()) if not r.intake.ready]
-
-    def _summary(self) -> str:
-        counts = Counter[str]()
-        for (_, state), n in self.ledger.counts().items():
-            counts[state] += n
-        closed = [gate.name for gate in self.gates.all() if not gate.is_open]
-        text = (
-            f"watching {len(self._intakes)} folders; {counts['queued']} queued, {counts['uploading']} uploading, "
-            f"{counts['done']} done, {counts['held']} held, {counts['failed']} failed"
-        )
-        return text + (f"; waiting for {', '.join(closed)}" if closed else "")
-
-    def status(self) -> dict[str, Any]:
-        """Return everything the status page and `pmwatch status` show."""
-        counts = self.ledger.counts()
-        now = time.time()
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "phase": self._phase.value,
-            "started_at": self._started_at,
-            "summary": self._summary(),
-            "folders": [self._folder_status(running, counts) for running in list(self._intakes.values())],
-            "gates": [_gate_status(gate, now) for gate in self.gates.all()],
-            "destinations": [
-                {"target": str(target), "message": error.message, "hint": error.hint}
-                for target, error in self._unresolved.items()
-            ],
-            "deliveries": [as_dict(delivery) for delivery in self.ledger.list(limit=50)],
-        }
-
-    def _folder_status(self, running: _Running, counts: dict[tuple[str, str], int]) -> dict[str, Any]:
-        folder, status = running.intake.folder, running.intake.status()
-        return {
-            "name": folder.name,
-            "path": display(os.path.join(folder.root, *(level.encode() for level in folder.levels))),
-            "target": str(folder.target),
-            "up": status.up,
-            "problem": status.problem.message if status.problem else "",
-            "hint": status.problem.hint if status.problem else "",
-            "settling": status.settling,
-            "ignored": status.ignored,
-            "states": {str(state): counts.get((folder.name, state), 0) for state in State},
-        }
-
-    def _why(self, path: bytes) -> dict[str, Any]:
-        candidates = {
-            name: running.intake.candidate(os.path.relpath(path, running.intake.folder.root))
-            for name, running in list(self._intakes.items())
-        }
-        answer = why(path, folders=self._folders.values(), ledger=self.ledger, candidates=candidates, now=time.time())
-        return answer.as_dict()
-
-    def _gauges(self) -> dict[str, Samples]:
-        """Answer a scrape: cheap, however many rows the ledger has."""
-        now = time.time()
-        intakes = {name: running.intake.status() for name, running in list(self._intakes.items())}
-        counts, oldest, blocked = self.ledger.counts(), self.ledger.oldest_pending(), self.ledger.blocked()
-        gates: Samples = {(gate.name,): float(gate.is_open) for gate in self.gates.all()}
-        return {
-            "pmwatch_deliveries": {
-                (name, str(state)): counts.get((name, state), 0) for name in intakes for state in State
-            },
-            "pmwatch_oldest_pending_seconds": {
-                (name,): max(0.0, now - oldest[name]) if name in oldest else 0.0 for name in intakes
-            },
-            "pmwatch_blocked_files": {(name,): blocked.get(name, 0) for name in intakes},
-            "pmwatch_settling_files": {(name,): status.settling for name, status in intakes.items()},
-            "pmwatch_oldest_unsettled_seconds": {
-                (name,): max(0.0, now - status.oldest_unsettled_at) if status.oldest_unsettled_at else 0.0
-                for name, status in intakes.items()
-            },
-            "pmwatch_last_success_timestamp_seconds": {
-                (name,): at for name, at in self.ledger.last_success().items() if name in intakes
-            },
-            "pmwatch_gate_open": gates,
-            "pmwatch_watch_up": {(name,): float(status.up) for name, status in intakes.items()},
-            "pmwatch_inotify_watches": {(): self.watcher.count()},
-            "pmwatch_unaccounted_files": {(name,): self._unaccounted.get(name, 0) for name in intakes},
-            "pmwatch_free_bytes": self._free_bytes(),
-            "pmwatch_clock_skew_seconds": {(): self.http.clock_skew_seconds},
-        }
-
-    def _free_bytes(self) -> dict[tuple[str, ...], float]:
-        places = {"state": self._settings.state.dir}
-        places |= {f"folder:{name}": os.fsdecode(folder.root) for name, folder in self._folders.items()}
-        found: dict[tuple[str, ...], float] = {}
-        for place, path in places.items():
-            try:
-                found[(place,)] = shutil.disk_usage(path).free
-            except OSError:
-                continue
-        return found
-
-
-_LOG_LINES: Final = {
-    "uploaded": ("info", "uploaded"),
-    "duplicate": ("info", "duplicate"),
-    "unchanged": ("debug", "unchanged"),
-    "disposed": ("debug", "disposed"),
-    "dispose_failed": ("error", "source not disposed of"),
-    "retry": ("warning", "upload will be tried again"),
-    "gate": ("debug", "waiting for the other side"),
-    "returned": ("debug", "returned to the queue"),
-    "ledger_trouble": ("error", "ledger trouble"),
-    "held": ("error", "held for a person"),
-    "failed": ("error", "upload failed"),
-    "vanished": ("warning", "source changed or gone before its upload"),
-}
 
 
 def _http(settings: Settings, timeouts: Timeouts) -> Http:
@@ -797,14 +598,3 @@ def _target_of(folder: Folder) -> Callable[[bytes], tuple[Target, Order] | None]
         return None if target is None else (target, folder.order)
 
     return target_of
-
-
-def _gate_status(gate: Gate, now: float) -> dict[str, Any]:
-    return {
-        "name": gate.name,
-        "open": gate.is_open,
-        "reason": gate.reason,
-        "message": gate.message,
-        "hint": gate.hint,
-        "closed_seconds": 0.0 if gate.is_open else now - gate.closed_at,
-    }

@@ -44,7 +44,7 @@ def dispose(delivery: Delivery, folder: Folder, *, beat: Beat = _no_beat) -> tup
     except SourceUnreadable as error:
         raise _dispose_error(delivery, folder, error.message) from None
     except OSError as error:
-        raise _dispose_error(delivery, folder, error.strerror) from None
+        raise _dispose_error(delivery, folder, error.strerror or "") from None
 
 
 def _archive_directory(delivery: Delivery, folder: Folder) -> bytes:

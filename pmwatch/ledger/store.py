@@ -647,7 +647,6 @@ _UNRESOLVED: Final = (
     .distinct()
 )
 _OF_TABLE: Final = and_(_d.tenant_id == bindparam("of_tenant"), _d.datatable_id == bindparam("of_table"))
-_HAS_SAME_SIZE: Final = select(exists().where(_OF_TABLE, _d.size == bindparam("of_size"), _d.id != bindparam("of_id")))
 _UPLOADED_TO: Final = select(_d.id, _d.sha256).where(_OF_TABLE, _d.outcome == Outcome.UPLOADED).limit(1)
 _LATEST: Final = _UPLOADED_TO.order_by(_d.uploaded_at.desc(), _d.seq.desc())
 # "+ 0" keeps SQLite from walking ix_latest for the order, past every upload: ix_content leads to the few equal ones.

@@ -19,6 +19,7 @@ class KeyRing:
         self._on_key = on_key
         self._lock = threading.Lock()
         self._read: dict[str, tuple[_Stamp, str]] = {}
+        self._seen: dict[str, _Stamp] = {}
         for tenant in self._tenants.values():
             on_key(tenant.api_key)
 
@@ -35,6 +36,7 @@ class KeyRing:
     def _from_file(self, tenant: Tenant) -> str:
         stamp = _stamp(tenant.api_key_file)
         with self._lock:
+            self._seen[tenant.name] = stamp
             cached = self._read.get(tenant.name)
         if cached is not None and cached[0] == stamp:
             return cached[1]
@@ -63,12 +65,12 @@ class KeyRing:
         return f"Put the key into {tenant.api_key_file}; it is read again by itself."
 
     def changed(self, name: str) -> bool:
-        """Tell whether the tenant's key file differs from the one last read."""
+        """Tell whether there is a key file that differs from the one last looked at."""
         tenant = self._tenants[name]
         with self._lock:
-            cached = self._read.get(name)
+            seen = self._seen.get(name)
         try:
-            return bool(tenant.api_key_file) and (cached is None or cached[0] != _stamp(tenant.api_key_file))
+            return bool(tenant.api_key_file) and seen != _stamp(tenant.api_key_file)
         except OSError:
             return False
 

@@ -13,20 +13,12 @@ _STOP_SECONDS: Final = 5.0
 
 
 class WebServer:
-    """Serves an app on a socket that is bound at once, so that a taken port is an error before anything starts."""
+    """Serves an app on a socket that is bound when it is made, so that a taken port is an error before anything starts."""
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int) -> None:
+    def __init__(self, *, host: str, port: int) -> None:
         self._socket = _bind(host, port)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-            server_header=False,
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
 
     @property
     def address(self) -> str:
@@ -34,22 +26,25 @@ class WebServer:
         host, port = self._socket.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def start(self) -> None:
-        """Serve, in a thread."""
+    def start(self, app: ASGIApp) -> None:
+        """Serve `app`, in a thread."""
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1, server_header=False
+        )
+        self._server = uvicorn.Server(config)
+        arguments = {"sockets": [self._socket]}
+        self._thread = threading.Thread(target=self._server.run, kwargs=arguments, name="http", daemon=True)
         self._thread.start()
-
-    def _run(self) -> None:
-        self._server.run(sockets=[self._socket])
 
     @property
     def alive(self) -> bool:
         """Tell whether it serves."""
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
         """Stop serving and free the port."""
-        self._server.should_exit = True
-        if self._thread.is_alive():
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
             self._thread.join(_STOP_SECONDS)
         self._socket.close()
 

@@ -24,6 +24,7 @@ from pmwatch.model import State
 
 MB: Final = 1_000_000
 _POLL_SECONDS: Final = 0.005
+_POLL_MANY_SECONDS: Final = 0.05  # where many files take seconds, asking often would cost them
 _TESTS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -204,7 +205,7 @@ class Daemon:
         while self._ledger.total(State.DONE) < count:
             if time.monotonic() > deadline or self._ledger.total(State.FAILED, State.HELD):
                 raise RuntimeError(f"not all done: {self._ledger.counts()}")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS if count == 1 else _POLL_MANY_SECONDS)
 
     def verified(self) -> int:
         """Return how many uploads were confirmed by the ETag of the storage."""

@@ -59,6 +59,7 @@ class State:
     origin: str = ""
     md5_of: dict[str, str] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
+    round_trip_seconds: float = 0.0
     presigned: int = 0
     puts: int = 0
     put_bytes: int = 0
@@ -79,7 +80,10 @@ class State:
             self.put_bytes += count
 
     def control(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Take over what is `wanted` (`md5`, `bytes_per_second`, `reset`) and return the counters before it."""
+        """Take over what is `wanted` and return the counters before it.
+
+        `md5` by file name, `bytes_per_second` of bodies, `round_trip_seconds`, and `reset` for the counters.
+        """
         with self.lock:
             counters = {"presigned": self.presigned, "puts": self.puts, "bytes": self.put_bytes}
             if wanted.get("reset"):
@@ -87,10 +91,11 @@ class State:
             self.md5_of.update(wanted.get("md5", {}))
         if "bytes_per_second" in wanted:
             self.pace.bytes_per_second = float(wanted["bytes_per_second"])
+        self.round_trip_seconds = float(wanted.get("round_trip_seconds", self.round_trip_seconds))
         return counters
 
 
-class Hangup(Exception):  # noqa: N818  not an error: the other side has had enough
+class Hangup(Exception):
     """The client closed the connection."""
 
 
@@ -171,6 +176,7 @@ class Connection:
         self._answer(200, json.dumps(value).encode())
 
     def _answer(self, status: int, body: bytes, *, etag: str = "") -> None:
+        time.sleep(self._state.round_trip_seconds)
         head = f"HTTP/1.1 {status} -\r\nContent-Length: {len(body)}\r\nContent-Type: application/json\r\n"
         head += f'ETag: "{etag}"\r\n' if etag else ""
         self._sock.sendall(head.encode() + b"\r\n" + body)
@@ -195,6 +201,7 @@ def serve(listener: socket.socket, state: State, context: ssl.SSLContext | None)
 
 
 def _converse(sock: socket.socket, state: State, context: ssl.SSLContext | None) -> None:
+    time.sleep(state.round_trip_seconds * (2 if context else 1))  # of TCP's handshake, and of TLS 1.3's
     try:
         with context.wrap_socket(sock, server_side=True) if context else sock as wrapped:
             Connection(wrapped, state).serve()

@@ -1,10 +1,11 @@
 """Many small files over TLS: pmwatch's daemon against the vendor's way, two `curl` runs a file in a shell loop.
 
-The loop asks for the URL with one curl and PUTs with another, for a sample of the files; pmwatch sends all of them, from
-the first rename into the drop folder to the last `done` in the ledger, once with `order = "arrival"` (the default: one
-after the other, as all go to one datatable) and once with `order = "none"` (four at once). Same sink, same run.
+The loop asks for the URL with one curl and PUTs with another, for a sample of the files; pmwatch sends all of them,
+from the first rename into the drop folder to the last `done` in the ledger, once with `order = "arrival"` (the default:
+one after the other, as all go to one datatable) and once with `order = "none"` (four at once). Same sink, same run.
+`--rtt-ms` lets the sink answer as if it were that far away, which is what a loopback leaves out.
 
-    PYTHONPATH=tests python -m benchmarks.small_files [--files 2000] [--size 4K] [--sample 200] [--rounds 3]
+    PYTHONPATH=tests python -m benchmarks.small_files [--files 2000] [--size 4K] [--sample 200] [--rtt-ms 20]
 """
 
 import argparse
@@ -96,11 +97,16 @@ def main() -> int:
     parser.add_argument("--size", type=size_of, default=4096, help="bytes of each file")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=4, help="[delivery] max_parallel")
+    parser.add_argument("--rtt-ms", type=float, default=0.0, help="round trip to the sink, emulated")
     parser.add_argument("--plain", action="store_true", help="http instead of https")
     parser.add_argument("--directory", default="", help="where to work")
     options = parser.parse_args()
     with scratch(options.directory) as directory, Sink(directory=directory, tls=not options.plain) as sink:
-        print(f"{machine()}; {options.files:,} files of {options.size:,} bytes, loop measured on {options.sample}")
+        sink.control(round_trip_seconds=options.rtt_ms / 1000)
+        print(
+            f"{machine()}; {options.files:,} files of {options.size:,} bytes, "
+            f"loop measured on {options.sample}, round trip +{options.rtt_ms:g} ms"
+        )
         report(measure(sink, directory, options))
     return 0
 

@@ -147,7 +147,17 @@ class Daemon:
 
     def wait_event(self, event: str, *, count: int = 1) -> list[dict[str, Any]]:
         """Wait until a kind of log line was written `count` times."""
-        return wait_for(f"{count} times {event!r}\n{self.log_text()}", lambda: self._enough(event, count))
+        try:
+            return wait_for(f"{count} times {event!r}", lambda: self._enough(event, count))
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self._post_mortem()}") from None
+
+    def _post_mortem(self) -> str:
+        """Return the ledger's rows and the log, with what every thread is doing at its end."""
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGUSR1)
+            _pause.wait(1)
+        return f"{self.deliveries()}\n{self.log_text()[-20000:]}"
 
     def _enough(self, event: str, count: int) -> list[dict[str, Any]] | None:
         found = self.events(event)
@@ -194,7 +204,7 @@ class Daemon:
         try:
             return wait_for(f"{count} deliveries done", done, seconds=seconds)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.deliveries()}\n{self.log_text()[-5000:]}") from None
+            raise AssertionError(f"{error}\n{self._post_mortem()}") from None
 
 
 def stored(server: SandboxServer) -> dict[str, bytes]:

@@ -1,0 +1,163 @@
+"""What the service answers: the status page, `pmwatch status` and `why`, and the gauges of a scrape."""
+
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pmwatch import __version__
+from pmwatch.delivery.gates import Gate, Gates
+from pmwatch.errors import PmwatchError
+from pmwatch.explain import as_dict, why
+from pmwatch.intake.folder import FolderIntake
+from pmwatch.intake.watch import Watcher
+from pmwatch.ledger import Ledger
+from pmwatch.metrics import Samples
+from pmwatch.model import Folder, State, Target, display
+from pmwatch.processmind import Http
+
+
+class Answers:
+    """Reads what the parts of a running service know. Changes nothing; callable from any thread."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        gates: Gates,
+        watcher: Watcher,
+        http: Http,
+        state_dir: str,
+        intakes: Callable[[], list[FolderIntake]],
+        unresolved: Callable[[], Mapping[Target, PmwatchError]],
+        unaccounted: Mapping[str, int],
+        phase: Callable[[], str],
+    ) -> None:
+        self._ledger = ledger
+        self._gates = gates
+        self._watcher = watcher
+        self._http = http
+        self._state_dir = state_dir
+        self._intakes = intakes
+        self._unresolved = unresolved
+        self._unaccounted = unaccounted
+        self._phase = phase
+        self._started_at = time.time()
+
+    def summary(self) -> str:
+        """Return the state of everything in one line."""
+        counts = Counter[str]()
+        for (_, state), n in self._ledger.counts().items():
+            counts[state] += n
+        closed = [gate.name for gate in self._gates.all() if not gate.is_open]
+        text = (
+            f"watching {len(self._intakes())} folders; {counts['queued']} queued, {counts['uploading']} uploading, "
+            f"{counts['done']} done, {counts['held']} held, {counts['failed']} failed"
+        )
+        return text + (f"; waiting for {', '.join(closed)}" if closed else "")
+
+    def status(self) -> dict[str, Any]:
+        """Return everything the status page and `pmwatch status` show."""
+        counts = self._ledger.counts()
+        now = time.time()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "phase": self._phase(),
+            "started_at": self._started_at,
+            "summary": self.summary(),
+            "folders": [_folder_status(intake, counts) for intake in self._intakes()],
+            "gates": [_gate_status(gate, now) for gate in self._gates.all()],
+            "destinations": [
+                {"target": str(target), "message": error.message, "hint": error.hint}
+                for target, error in self._unresolved().items()
+            ],
+            "deliveries": [as_dict(delivery) for delivery in self._ledger.list(limit=50)],
+        }
+
+    def why(self, path: bytes) -> dict[str, Any]:
+        """Explain one absolute path."""
+        intakes = {intake.folder.name: intake for intake in self._intakes()}
+        candidates = {
+            name: intake.candidate(os.path.relpath(path, intake.folder.root)) for name, intake in intakes.items()
+        }
+        folders = [intake.folder for intake in intakes.values()]
+        answer = why(path, folders=folders, ledger=self._ledger, candidates=candidates, now=time.time())
+        return answer.as_dict()
+
+    def gauges(self) -> dict[str, Samples]:
+        """Answer a scrape: cheap, however many rows the ledger has."""
+        now = time.time()
+        intakes = {intake.folder.name: intake.status() for intake in self._intakes()}
+        counts, oldest, blocked = self._ledger.counts(), self._ledger.oldest_pending(), self._ledger.blocked()
+        gates: Samples = {(gate.name,): float(gate.is_open) for gate in self._gates.all()}
+        return {
+            "pmwatch_deliveries": {
+                (name, str(state)): counts.get((name, state), 0) for name in intakes for state in State
+            },
+            "pmwatch_oldest_pending_seconds": {
+                (name,): max(0.0, now - oldest[name]) if name in oldest else 0.0 for name in intakes
+            },
+            "pmwatch_blocked_files": {(name,): blocked.get(name, 0) for name in intakes},
+            "pmwatch_settling_files": {(name,): status.settling for name, status in intakes.items()},
+            "pmwatch_oldest_unsettled_seconds": {
+                (name,): max(0.0, now - status.oldest_unsettled_at) if status.oldest_unsettled_at else 0.0
+                for name, status in intakes.items()
+            },
+            "pmwatch_last_success_timestamp_seconds": {
+                (name,): at for name, at in self._ledger.last_success().items() if name in intakes
+            },
+            "pmwatch_gate_open": gates,
+            "pmwatch_watch_up": {(name,): float(status.up) for name, status in intakes.items()},
+            "pmwatch_inotify_watches": {(): self._watcher.count()},
+            "pmwatch_unaccounted_files": {(name,): self._unaccounted.get(name, 0) for name in intakes},
+            "pmwatch_free_bytes": self._free_bytes(),
+            "pmwatch_clock_skew_seconds": {(): self._http.clock_skew_seconds},
+        }
+
+    def _free_bytes(self) -> dict[tuple[str, ...], float]:
+        folders = [intake.folder for intake in self._intakes()]
+        places = {"state": self._state_dir} | {f"folder:{folder.name}": os.fsdecode(folder.root) for folder in folders}
+        found: dict[tuple[str, ...], float] = {}
+        for place, path in places.items():
+            try:
+                found[(place,)] = shutil.disk_usage(path).free
+            except OSError:
+                continue
+        return found
+
+
+def _folder_status(intake: FolderIntake, counts: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    folder, status = intake.folder, intake.status()
+    return {
+        "name": folder.name,
+        "path": display(os.path.join(folder.root, *(level.encode() for level in folder.levels))),
+        "target": _target_pattern(folder),
+        "up": status.up,
+        "problem": status.problem.message if status.problem else "",
+        "hint": status.problem.hint if status.problem else "",
+        "settling": status.settling,
+        "ignored": status.ignored,
+        "states": {str(state): counts.get((folder.name, state), 0) for state in State},
+    }
+
+
+def _target_pattern(folder: Folder) -> str:
+    """Return the target with `{placeholders}` where the path gives it."""
+    target, levels = folder.target, folder.levels
+    parts = [("tenant", target.tenant), ("dataset", target.dataset), ("datatable", target.datatable)]
+    shown = [value or (f"{{{name}}}" if f"{{{name}}}" in levels else "") for name, value in parts]
+    return "/".join(part for part in shown if part)
+
+
+def _gate_status(gate: Gate, now: float) -> dict[str, Any]:
+    return {
+        "name": gate.name,
+        "open": gate.is_open,
+        "reason": gate.reason,
+        "message": gate.message,
+        "hint": gate.hint,
+        "closed_seconds": 0.0 if gate.is_open else now - gate.closed_at,
+    }

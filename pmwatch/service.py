@@ -48,6 +48,7 @@ from pmwatch.web.app import Questions, create_app
 from pmwatch.web.server import WebServer
 
 _TICK_SECONDS: Final = 0.5
+_QUICK_TICK_SECONDS: Final = 0.05
 _ABORT_SECONDS: Final = 3.0
 _RESOLVE_SECONDS: Final = 15.0
 _AUDIT_SECONDS: Final = 900.0
@@ -255,7 +256,8 @@ class Service:
         ping = systemd.watchdog_interval_seconds()
         next_ping = 0.0
         while self._phase is not Phase.STOPPING:
-            message = self._mailbox.take(_TICK_SECONDS)
+            waiting = self._phase in (Phase.STARTING, Phase.DRAINING)
+            message = self._mailbox.take(_QUICK_TICK_SECONDS if waiting else _TICK_SECONDS)
             if message is not None:
                 self._handle(message)
             self._settle_phase()

@@ -13,7 +13,7 @@ _STOP_SECONDS: Final = 5.0
 
 
 class WebServer:
-    """Serves an app on a socket that is bound when it is made, so that a taken port is an error before anything starts."""
+    """Serves an app on a socket that is bound at once, so that a taken port is an error before anything starts."""
 
     def __init__(self, *, host: str, port: int) -> None:
         self._socket = _bind(host, port)

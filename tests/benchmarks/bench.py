@@ -207,9 +207,13 @@ class Daemon:
                 raise RuntimeError(f"not all done: {self._ledger.counts()}")
             time.sleep(_POLL_SECONDS if count == 1 else _POLL_MANY_SECONDS)
 
-    def verified(self) -> int:
-        """Return how many uploads were confirmed by the ETag of the storage."""
-        return self.log().count(b'"etag_verified": true')
+    def require_verified(self, count: int) -> None:
+        """Raise unless the storage's ETag confirmed so many uploads. The log follows the ledger by a moment."""
+        deadline = time.monotonic() + 5
+        while (found := self.log().count(b'"etag_verified": true')) < count:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the ETag was verified for {found} of {count} files")
+            time.sleep(_POLL_SECONDS)
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds (user and system) that it has used."""

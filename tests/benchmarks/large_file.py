@@ -45,8 +45,7 @@ def with_pmwatch(sink: Sink, path: str, *, directory: str) -> Cost:
         daemon.rename_into_place([NAME])
         daemon.wait_until_done(1)
         cost = Cost(time.monotonic() - started, daemon.cpu_seconds() - cpu)
-        if daemon.verified() != 1:
-            raise RuntimeError("the ETag was not verified")
+        daemon.require_verified(1)
     return cost
 
 

@@ -33,8 +33,7 @@ def peak_rss(sink: Sink, directory: str, size: int, md5: str) -> tuple[int, int]
         daemon.rename_into_place([NAME])
         daemon.wait_until_done(1)
         sink.require(puts=1, size=size)
-        if daemon.verified() != 1:
-            raise RuntimeError("the ETag was not verified")
+        daemon.require_verified(1)
         return idle, daemon.peak_rss_bytes()
 
 

@@ -59,8 +59,7 @@ def with_pmwatch(sink: Sink, directory: str, *, files: int, size: int, order: st
         seconds = time.monotonic() - started
         cpu = daemon.cpu_seconds() - cpu
         sink.require(puts=files, size=files * size)
-        if daemon.verified() != files:
-            raise RuntimeError(f"the ETag was verified for {daemon.verified()} of {files} files")
+        daemon.require_verified(files)
     return Cost(seconds / files, cpu / files)
 
 

@@ -29,6 +29,8 @@ LEVELS = {
     "doctor": 3,
     "answers": 4,
     "reporting": 4,
+    "answers": 4,
+    "reporting": 4,
     "service": 4,
     "cli": 5,
     "__main__": 5,
@@ -45,6 +47,8 @@ SIDEWAYS = {
     ("doctor", "intake"): "the doctor looks at a root as a scan does",
     ("service", "answers"): "the service hands its parts to what answers questions about them",
     ("service", "reporting"): "the service lets its parts tell what happens",
+    ("service", "answers"): "answers.py is the part of the service that is asked: page, JSON and gauges",
+    ("service", "reporting"): "reporting.py is the part of the service that tells: log lines and counters",
     ("__main__", "cli"): "python -m pmwatch is the command",
 }
 

@@ -1,0 +1,93 @@
+"""The commands as processes: what scripts and people rely on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from pmwatch import Client, __version__
+from pmwatch.cli import app
+from support.daemon import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # it is a group
+
+
+def pmwatch(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    words = [sys.executable, "-m", "pmwatch", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})})
+
+
+def test_the_sandbox_writes_its_ready_file_serves_and_counts_objects(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    words = ["sandbox", "--listen", "127.0.0.1:0", "--state", str(tmp_path / "state"), "--ready-file", str(ready)]
+    process = subprocess.Popen([sys.executable, "-m", "pmwatch", *words], stdout=subprocess.DEVNULL)
+    try:
+        wait_for("the ready file", ready.exists)
+        facts = json.loads(ready.read_text())
+        assert ready.stat().st_mode & 0o777 == 0o600
+        tenant = facts["tenants"][0]
+        dataset = tenant["datasets"][0]
+        assert set(tenant) == {"id", "name", "api_key", "datasets"}
+        assert set(dataset["datatables"][0]) == {"id", "name"}
+        with Client(tenant["api_key"], base_url=facts["base_url"]) as client:
+            names = {table.display_name for table in client.datatables(tenant["id"])}
+        assert names == {table["name"] for table in dataset["datatables"]}
+        with urllib.request.urlopen(f"{facts['base_url']}/sandbox/objects") as answer:
+            assert json.load(answer) == {"objects": []}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_demo_succeeds_and_shows_every_file() -> None:
+    shown = pmwatch("demo", env={"COLUMNS": "120"})
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert len(re.findall(r"\buploaded\b.*\d s", shown.stdout)) == 4
+    assert len(re.findall(r"\bduplicate\b.*\d s", shown.stdout)) == 1
+    assert "byte-identical" in shown.stdout
+    assert re.search(r"http://127\.0\.0\.1:\d+/metrics", shown.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    told = pmwatch(command, "--help")
+    assert told.returncode == 0
+    assert "Usage: pmwatch" in told.stdout or f"pmwatch {command}" in told.stdout
+
+
+def test_every_command_has_a_sentence_of_help() -> None:
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]  # it is a group
+        assert command.help, name
+        assert all(parameter.help for parameter in command.params if parameter.name != "help"), name
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert pmwatch("version").stdout == f"pmwatch {__version__}\n"
+    assert json.loads(pmwatch("version", "--json").stdout)["pmwatch"] == __version__
+
+
+def test_a_missing_configuration_is_a_clear_error(tmp_path: Path) -> None:
+    told = pmwatch("run", "--config", str(tmp_path / "absent.toml"))
+    assert told.returncode == 78
+    assert "absent.toml: cannot be read: No such file" in told.stderr
+    assert "hint:" in told.stderr
+
+
+def test_the_example_configuration_passes_the_check() -> None:
+    assert pmwatch("check", "--config", str(ROOT / "config.example.toml")).returncode == 0
+
+
+def test_an_unknown_option_exits_2() -> None:
+    assert pmwatch("run", "--confg", "x").returncode == 2

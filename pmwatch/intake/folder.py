@@ -90,6 +90,7 @@ class FolderIntake:
         self._next_check = 0.0
         self._retry = _RETRY_FIRST
         self._ready: list[Candidate] = []
+        self._hold_until = 0.0
         self._ignored: Counter[str] = Counter()
         self._reported: set[bytes] = set()
 
@@ -112,12 +113,14 @@ class FolderIntake:
             self._look(path)
         if now >= self._next_scan:
             self._scan()
-        self._enqueue()
+        self._enqueue(now)
         self._report_overdue(now)
 
     def _wait(self, longest: float) -> float:
         due = self._settler.next_due()
         nearest = min(self._next_scan, self._next_check, self._next_scan if due is None else due)
+        if self._ready:
+            nearest = min(nearest, self._hold_until)
         return max(0.0, min(longest, nearest - self._monotonic()))
 
     def _check_root(self, now: float) -> None:
@@ -186,7 +189,10 @@ class FolderIntake:
             if len(chunk) >= _BATCH:
                 news += self._see_chunk(chunk, batch)
                 chunk.clear()
-        return news + self._see_chunk(chunk, batch)
+        news += self._see_chunk(chunk, batch)
+        if news:
+            self._hold_until = self._monotonic() + self.folder.settle_seconds
+        return news
 
     def _see_chunk(self, chunk: list[Found], batch: float) -> int:
         self._beat()  # a scan of many files is many turns
@@ -230,9 +236,13 @@ class FolderIntake:
 
     # ---- into the ledger ----------------------------------------------------------------------------------
 
-    def _enqueue(self) -> None:
-        """Enter what has settled, in the order of arrival. What the ledger cannot take stays for the next turn."""
-        if not self._ready:
+    def _enqueue(self, now: float) -> None:
+        """Enter what has settled, in the order of arrival. What the ledger cannot take stays for the next turn.
+
+        After a scan found files, later arrivals wait until these had their second look: a file renamed into
+        place just now must not overtake the backlog.
+        """
+        if not self._ready or now < self._hold_until:  # `now` is before the looks of this turn
             return
         ready = sorted(self._ready, key=lambda candidate: candidate.rank)
         files = [file for candidate in ready if (file := self._settled(candidate)) is not None]

@@ -763,8 +763,8 @@ def _enqueue(c: Connection, file: Settled) -> int:
     known = Known(_fingerprint(row), State(row.state), bool(row.kept))
     if not known.is_news(file.fingerprint):
         return 0
-    if known.state in (State.QUEUED, State.VANISHED):
-        return _renew(c, row, file)
+    if known.state is State.VANISHED or (known.state is State.QUEUED and known.kept):
+        return _renew(c, row, file)  # one that waits in quarantine for its retry stays what it is
     if known.state is State.HELD:
         superseded = {"outcome": Outcome.SUPERSEDED, "finished_at": file.settled_at}
         _move(c, row.id, row.folder, State.HELD, State.DONE, superseded)
@@ -812,6 +812,8 @@ def _decide(c: Connection, delivery: Delivery, sha256: str, policy: Dedup) -> De
         older = latest is not None and latest.sha256 != sha256
         if policy is Dedup.CONTENT or not older:
             return Decided(Verdict.DUPLICATE, equal.id, older=older)
+    if _size_is_reserved(c, delivery):
+        return Decided(Verdict.WAIT)
     try:
         with c.begin_nested():
             c.execute(_RESERVE, {"of_id": delivery.id, "hash": sha256})

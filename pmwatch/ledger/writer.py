@@ -1,9 +1,12 @@
 """The one writer of the ledger: group commits, each beginning IMMEDIATE, and the engines behind them."""
 
+import os
+import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, DBAPIError
@@ -28,12 +31,12 @@ _PRAGMAS: Final = (
 
 def make_engine(path: str, *, begin: str, pool: type[NullPool | QueuePool], read_only: bool = False) -> Engine:
     """Return an engine on the SQLite file `path` whose transactions start with the statement `begin`."""
-    mode = "ro" if read_only else "rwc"
-    engine = create_engine(
-        f"sqlite+pysqlite:///file:{_escape(path)}?mode={mode}&uri=true",
-        poolclass=pool,
-        connect_args={"check_same_thread": False},
-    )
+    uri = f"file:{quote(os.fsencode(path))}?mode={'ro' if read_only else 'rwc'}"
+
+    def connect() -> sqlite3.Connection:  # a URL of SQLAlchemy's own would be unescaped once more on the way
+        return sqlite3.connect(uri, uri=True, check_same_thread=False)
+
+    engine = create_engine("sqlite+pysqlite://", creator=connect, poolclass=pool)
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
@@ -48,10 +51,6 @@ def make_engine(path: str, *, begin: str, pool: type[NullPool | QueuePool], read
     return engine
 
 
-def _escape(path: str) -> str:
-    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-
-
 def translate(error: DatabaseError | DBAPIError) -> LedgerError:
     """Put a database error into plain words."""
     said = str(error.orig)
@@ -60,6 +59,8 @@ def translate(error: DatabaseError | DBAPIError) -> LedgerError:
         "readonly": "The [state] dir cannot be written; check its owner and mount.",
         "malformed": "The ledger is damaged; keep the file, and restore it from a backup.",
         "not a database": "This file is not a pmwatch ledger; check [state] dir.",
+        "unable to open": "Check that [state] dir is there, what lies in it, and its owner.",
+        "I/O error": "The disk of [state] dir does not work; look into the kernel's log (dmesg).",
         "locked": "Another program holds the ledger open for writing; end it.",
     }
     hint = next((text for word, text in hints.items() if word in said), "")

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.s3servers import S3Server, Sandbox, running_seaweedfs
 
 from pmwatch.errors import AlreadyThere, Interrupted, PmwatchError, Rejected, SourceChanged, UrlExpired
 from pmwatch.model import MAX_PUT_BYTES
 from pmwatch.processmind import Http, Receipt, Storage
 from pmwatch.sandbox import SandboxServer
+from support.s3servers import S3Server, Sandbox, running_seaweedfs
 
 MIB = 1024 * 1024
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
@@ -54,14 +54,10 @@ def put(
     filename: str = "orders.csv",
     only_if_absent: bool = False,
 ) -> Receipt:
-    return storage.put(
-        url, chunks_of(data), size=len(data), filename=filename, only_if_absent=only_if_absent
-    )
+    return storage.put(url, chunks_of(data), size=len(data), filename=filename, only_if_absent=only_if_absent)
 
 
-@pytest.mark.parametrize(
-    "size", [0, 1, MIB - 1, MIB, MIB + 1, 9 * MIB], ids=lambda size: f"{size / MIB:.6g}MiB"
-)
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 9 * MIB], ids=lambda size: f"{size / MIB:.6g}MiB")
 def test_bytes_arrive_as_they_are(server: S3Server, storage: Storage, size: int) -> None:
     data, url = os.urandom(size), server.plain_url("orders.csv")
     receipt = put(storage, url, data)
@@ -82,9 +78,7 @@ def test_every_byte_value_arrives(server: S3Server, storage: Storage) -> None:
     [("X-Amz-Signature=", "0" * 8), ("X-Amz-Expires=", "36001")],
     ids=["signature", "expiry"],
 )
-def test_a_url_that_was_changed_is_rejected(
-    server: S3Server, storage: Storage, part: str, replacement: str
-) -> None:
+def test_a_url_that_was_changed_is_rejected(server: S3Server, storage: Storage, part: str, replacement: str) -> None:
     url = server.plain_url("orders.csv")
     at = url.index(part) + len(part)
     end = at + (8 if part == "X-Amz-Signature=" else len(url[at:].split("&")[0]))

@@ -3,7 +3,8 @@
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,12 +13,12 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.folders import make_folder
 
 from pmwatch.delivery import dispose as module
 from pmwatch.delivery.dispose import dispose, quarantine, source_of
 from pmwatch.errors import DisposeError
 from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, State, Target
+from support.folders import make_folder
 
 DAY = "2026/03/04"
 UPLOADED_AT = 1772582400.0 + 3600  # 2026-03-04 01:00 UTC
@@ -171,8 +172,7 @@ def test_deleting_again(drop: Path) -> None:
 
 
 @pytest.mark.parametrize("way", [archiving, deleting])
-def test_a_crash_in_the_middle_is_taken_up(drop: Path, way: object) -> None:
-    assert callable(way)
+def test_a_crash_in_the_middle_is_taken_up(drop: Path, way: Callable[[Path], Folder]) -> None:
     (drop / "a.csv").write_bytes(b"one")
     delivery = delivery_of(drop, "a.csv")
     hidden = drop / f".pmwatch-{delivery.fingerprint.inode}"
@@ -203,7 +203,7 @@ def test_a_crash_while_copying_leaves_the_source_to_be_copied_again(drop: Path, 
 # ---- any other file is left alone ---------------------------------------------------------------------------
 
 
-def other_files(drop: Path) -> list[tuple[str, object]]:
+def other_files(drop: Path) -> list[tuple[str, Callable[[], None]]]:
     path = drop / "a.csv"
 
     def rewritten() -> None:
@@ -239,13 +239,11 @@ def other_files(drop: Path) -> list[tuple[str, object]]:
 
 @pytest.mark.parametrize("way", [archiving, deleting], ids=["archive", "delete"])
 @pytest.mark.parametrize("number", range(6), ids=[name for name, _ in other_files(Path())])
-def test_what_came_after_the_upload_stays(drop: Path, way: object, number: int) -> None:
+def test_what_came_after_the_upload_stays(drop: Path, way: Callable[[Path], Folder], number: int) -> None:
     path = drop / "a.csv"
     path.write_bytes(b"one")
     delivery = delivery_of(drop, "a.csv")
     _, change = other_files(drop)[number]
-    assert callable(change)
-    assert callable(way)
     change()
     before, kind = tree(drop), path.lstat()
     assert dispose(delivery, way(drop)) == (b"", True)
@@ -256,15 +254,14 @@ def test_what_came_after_the_upload_stays(drop: Path, way: object, number: int) 
 @pytest.mark.parametrize("way", [archiving, deleting], ids=["archive", "delete"])
 @pytest.mark.parametrize("number", range(6), ids=[name for name, _ in other_files(Path())])
 def test_what_comes_between_the_look_and_the_rename_stays(
-    drop: Path, way: object, number: int, monkeypatch: pytest.MonkeyPatch
+    drop: Path, way: Callable[[Path], Folder], number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = drop / "a.csv"
     path.write_bytes(b"one")
     delivery = delivery_of(drop, "a.csv")
     _, change = other_files(drop)[number]
-    assert callable(change)
-    assert callable(way)
-    rename, seen = os.rename, []
+    rename = os.rename
+    seen: list[object] = []
 
     def late(*args: object, **options: object) -> None:
         if not seen:
@@ -294,8 +291,7 @@ def test_the_same_bytes_under_another_inode_are_the_version(drop: Path) -> None:
 
 
 @pytest.mark.parametrize("way", [archiving, deleting], ids=["archive", "delete"])
-def test_a_source_that_is_gone(drop: Path, way: object) -> None:
-    assert callable(way)
+def test_a_source_that_is_gone(drop: Path, way: Callable[[Path], Folder]) -> None:
     (drop / "sub").mkdir()
     (drop / "sub" / "a.csv").write_bytes(b"one")
     delivery = delivery_of(drop, "sub/a.csv")
@@ -306,17 +302,16 @@ def test_a_source_that_is_gone(drop: Path, way: object) -> None:
 
 
 @pytest.mark.parametrize("way", [archiving, deleting], ids=["archive", "delete"])
-def test_a_directory_that_became_a_link_is_not_followed(drop: Path, tmp_path: Path, way: object) -> None:
-    assert callable(way)
+def test_a_directory_that_became_a_link_is_not_followed(
+    drop: Path, tmp_path: Path, way: Callable[[Path], Folder]
+) -> None:
     (drop / "sub").mkdir()
     (drop / "sub" / "a.csv").write_bytes(b"one")
     delivery = delivery_of(drop, "sub/a.csv")
     (drop / "sub").rename(tmp_path / "elsewhere")
     (drop / "sub").symlink_to(tmp_path / "elsewhere")
-    try:
+    with suppress(DisposeError):
         dispose(delivery, way(drop))
-    except DisposeError:
-        pass
     assert (tmp_path / "elsewhere" / "a.csv").read_bytes() == b"one"
 
 
@@ -380,7 +375,7 @@ def test_an_archive_that_cannot_be_made(drop: Path) -> None:
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_failed_move_gives_the_source_its_name_again(
-    drop: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+    drop: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch, *, elsewhere: bool
 ) -> None:
     (drop / "a.csv").write_bytes(b"one")
     folder = archiving(drop)
@@ -415,8 +410,9 @@ def test_a_copy_that_differs_is_no_archive(drop: Path, other_disk: Path, monkeyp
 
 
 @pytest.mark.parametrize("way", [archiving, deleting], ids=["archive", "delete"])
-def test_a_directory_above_that_cannot_be_opened_is_trouble_of_this_file_alone(drop: Path, way: object) -> None:
-    assert callable(way)
+def test_a_directory_above_that_cannot_be_opened_is_trouble_of_this_file_alone(
+    drop: Path, way: Callable[[Path], Folder]
+) -> None:
     (drop / "a.csv").write_bytes(b"one")
     too_long = b"x" * 300 + b"/a.csv"  # the one error of open() that not even root is spared
     with pytest.raises(DisposeError) as caught:

@@ -5,11 +5,11 @@ import threading
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from support.remotes import Clock
 
 from pmwatch.delivery.gates import Gate, Gates
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.errors import KeyRejected, ServerFault, Throttled, Unreachable
+from support.remotes import Clock
 
 HOST = "s3.amazonaws.com"
 

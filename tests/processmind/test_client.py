@@ -7,13 +7,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.remotes import ScriptedServer, answer
 
 from pmwatch import Client
 from pmwatch.errors import DestinationUnknown, KeyRejected, PmwatchError, ServerFault
 from pmwatch.processmind import Http
 from pmwatch.processmind.client import _segment
 from pmwatch.sandbox import SandboxServer
+from support.remotes import ScriptedServer, answer
 
 
 def client_of(sandbox: SandboxServer) -> Client:
@@ -90,7 +90,22 @@ def test_lists_come_bare_or_wrapped_and_with_fields_that_are_new(body: bytes, na
         assert [dataset.display_name for dataset in client.datasets("t")] == names
 
 
-AWKWARD_IDS = ["a/b", "..", ".", "a/../b", "?x=1", "#frag", "%2e%2e", "a%2fb", "a\\b", "//evil.test/", "ü", " ", "a;b", "@"]
+AWKWARD_IDS = [
+    "a/b",
+    "..",
+    ".",
+    "a/../b",
+    "?x=1",
+    "#frag",
+    "%2e%2e",
+    "a%2fb",
+    "a\\b",
+    "//evil.test/",
+    "ü",
+    " ",
+    "a;b",
+    "@",
+]
 
 
 @pytest.mark.parametrize("awkward", AWKWARD_IDS)

@@ -92,8 +92,15 @@ def test_the_second_thread_whose_old_key_was_refused_also_learns_of_the_new_one(
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"", "empty"), (b" \n\t", "empty"), (b"a\nb", "one line"), (b"schl\xc3\xbcssel", "one line"), (b"\xff", "one line")]
-    + [(b"a\x00b", "one line"), (b"a\x1bb", "one line")],
+    [
+        (b"", "empty"),
+        (b" \n\t", "empty"),
+        (b"a\nb", "one line"),
+        (b"schl\xc3\xbcssel", "one line"),
+        (b"\xff", "one line"),
+        (b"a\x00b", "one line"),
+        (b"a\x1bb", "one line"),
+    ],
 )
 def test_what_is_no_key(tmp_path: Path, content: bytes, why: str) -> None:
     path = tmp_path / "key"

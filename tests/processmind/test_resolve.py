@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.remotes import ScriptedServer, answer
 
 from pmwatch import Client
 from pmwatch.errors import DestinationUnknown
 from pmwatch.model import Destination, Target
 from pmwatch.processmind import resolve
 from pmwatch.sandbox import SandboxServer, TenantSeed
+from support.remotes import ScriptedServer, answer
 
 DATASETS = {"Order to cash": ("Orders", "Invoices"), "Purchasing": ("Orders", "Größe"), "Empty": ()}
 
@@ -72,9 +72,9 @@ def test_an_unknown_name_suggests_the_nearest(server: SandboxServer) -> None:
 
 
 def test_a_tenant_without_tables(tmp_path: Path) -> None:
-    with SandboxServer(tmp_path / "sandbox", tenants=[TenantSeed("acme", {})]) as server:
-        with pytest.raises(DestinationUnknown) as caught:
-            resolved(server, "Orders")
+    empty = SandboxServer(tmp_path / "sandbox", tenants=[TenantSeed("acme", {})])
+    with empty as server, pytest.raises(DestinationUnknown) as caught:
+        resolved(server, "Orders")
     assert "no datatables" in caught.value.hint
 
 

@@ -179,14 +179,14 @@ class FakeRemote:
     def resolve(self, target: Target) -> Destination:
         return Destination(target.tenant, "dataset-1", target.datatable)
 
-    def presign(self, delivery: Delivery, source: Fingerprint) -> str:
+    def presign(self, delivery: Delivery, source: Fingerprint) -> str:  # noqa: ARG002  the seam's own arguments
         self.on_presign()
         number = len(self.presigned) + 1
         url = f"https://storage.test/{number}?X-Amz-Date={self.signed_at}&X-Amz-Expires={self.expires_seconds}"
         self.presigned.append(url)
         return url
 
-    def put(self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool) -> Receipt:
+    def put(self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool) -> Receipt:  # noqa: ARG002  as above
         self.puts.append((url, only_if_absent))
         if only_if_absent and url in self.stored:
             raise AlreadyThere("the storage answered 412", status=412)

@@ -84,8 +84,23 @@ class Answers:
             name: intake.candidate(os.path.relpath(path, intake.folder.root)) for name, intake in intakes.items()
         }
         folders = [intake.folder for intake in intakes.values()]
-        answer = why(path, folders=folders, ledger=self._ledger, candidates=candidates, now=time.time())
+        answer = why(
+            path,
+            folders=folders,
+            ledger=self._ledger,
+            candidates=candidates,
+            now=time.time(),
+            trouble_of=self.trouble_of,
+        )
         return answer.as_dict()
+
+    def trouble_of(self, target: Target) -> str:
+        """Say what deliveries to this target wait for on the other side, with the hint; empty for nothing."""
+        unknown = self._unresolved().get(target)
+        if unknown is not None:
+            return f"{unknown.message}. {unknown.hint}"
+        gate = next((gate for gate in self._gates.all() if gate.name == target.tenant and not gate.is_open), None)
+        return f"Its tenant waits: {gate.message}. {gate.hint}" if gate is not None else ""
 
     def gauges(self) -> dict[str, Samples]:
         """Answer a scrape: cheap, however many rows the ledger has."""

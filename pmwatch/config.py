@@ -220,8 +220,8 @@ def _read_toml(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
+        with open(path, encoding="utf-8-sig") as file:  # editors on Windows write a byte order mark
+            return tomllib.loads(file.read())
     except OSError as error:
         hint = "Name the file with --config FILE or PMWATCH_CONFIG; config.example.toml documents every key."
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"], hint=hint) from None
@@ -262,6 +262,7 @@ class _Reader:
         tenants = self._tenants()
         folders = self._folders(self._tenant_names())
         self._problems += _api_problems(api) + _http_problems(http)
+        self._problems += _relative("state: dir", state.dir) + _relative("api: ca_file", api.ca_file)
         self._problems += list(_overlaps(folders)) + list(_own_directory_problems(folders, state))
         if self._problems:
             raise ConfigError(self._problems)
@@ -271,6 +272,8 @@ class _Reader:
         for key in self._raw:
             if key not in SECTIONS:
                 known = _nearest(key, SECTIONS) or f"; known sections: {', '.join(SECTIONS)}"
+                if key in FolderEntry.model_fields:
+                    known = "; it belongs into [defaults] or a [[folders]] entry"
                 self._problems.append(f"{key}: unknown section{known}")
 
     def _section(self, name: str, model: type[_Model]) -> _Model:
@@ -324,6 +327,7 @@ class _Reader:
                 continue
             if entry.api_key is not None and entry.api_key_file is not None:
                 self._problems.append(f"{where}: give api_key or api_key_file, not both")
+            self._problems += _relative(f"{where}: api_key_file", entry.api_key_file or "")
             tenants.append(self._tenant(where, entry))
         return tenants
 
@@ -409,6 +413,12 @@ def _api_problems(api: ApiSection) -> list[str]:
     if url.query or url.fragment or url.username:
         return ["api: base_url: write only scheme, host, port and path"]
     return []
+
+
+def _relative(where: str, path: str) -> list[str]:
+    if not path or os.path.isabs(path):
+        return []
+    return [f"{where}: {path!r} is not absolute; write the whole path from /"]
 
 
 def _http_problems(http: HttpSection) -> list[str]:

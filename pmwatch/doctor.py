@@ -10,7 +10,7 @@ from pmwatch.errors import FolderDown, KeyUnavailable, PmwatchError
 from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
 from pmwatch.intake.scan import root_identity
 from pmwatch.model import AfterUpload, Folder, Tenant, display, format_size
-from pmwatch.processmind import Client, Http
+from pmwatch.processmind import Client, Http, resolve
 from pmwatch.processmind.keys import KeyRing
 
 _LOW_BYTES = 1024**3
@@ -85,6 +85,16 @@ def check_tenant(tenant: Tenant, *, keys: KeyRing, http: Http, base_url: str) ->
         hint = "Storage refuses signatures more than 15 minutes off; check NTP."
         return Finding(Level.WARNING, what, f"its clock differs by {http.clock_skew_seconds:.0f} s", hint)
     return Finding(Level.OK, what, f"the API accepts the key ({found.display_name or tenant.id})")
+
+
+def check_target(folder: Folder, tenant: Tenant, *, keys: KeyRing, http: Http, base_url: str) -> Finding:
+    """Resolve the datatable that a folder names."""
+    what = f"folder {folder.name}"
+    try:
+        found = resolve(Client(keys.key(tenant.name), base_url=base_url, http=http), tenant.id, folder.target)
+    except PmwatchError as error:
+        return Finding(Level.ERROR, what, error.message, error.hint)
+    return Finding(Level.OK, what, f"{folder.target} is datatable {found.datatable_id}")
 
 
 def check_inotify(folders: Sequence[Folder]) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """`why`: where a file is and what it waits for, in plain words. Answers from the ledger, and live where it can."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from pmwatch.model import (
     Fingerprint,
     Folder,
     State,
+    Target,
     display,
     file_kind,
     format_duration,
@@ -50,8 +51,12 @@ def why(
     ledger: Ledger | None,
     candidates: Mapping[str, Candidate | None] | None,
     now: float,
+    trouble_of: Callable[[Target], str] = lambda _: "",
 ) -> Answer:
-    """Explain one absolute path. `candidates` are the settling files by folder, None where pmwatch does not run."""
+    """Explain one absolute path. `candidates` are the settling files by folder, None where pmwatch does not run.
+
+    `trouble_of` knows what a target waits for on the other side: a closed gate, a name that does not exist.
+    """
     found = next(((folder, below) for folder in folders if (below := _below(folder.root, path)) is not None), None)
     shown = display(path)
     if found is None:
@@ -62,6 +67,10 @@ def why(
     verdict, said = _verdict(folder, below, history, (candidates or {}).get(folder.name), now)
     if history and ledger is not None:
         said += _waits(history[0], ledger, now)
+    if history and history[0].state is State.QUEUED:
+        said += [trouble for trouble in (trouble_of(history[0].target),) if trouble]
+    if history and history[0].state is State.UPLOADING and candidates is None:
+        said = ["It was being uploaded when pmwatch ended; it goes again at the next start."]
     return Answer(shown, folder.name, verdict, sentences + said, [as_dict(delivery) for delivery in history])
 
 
@@ -76,6 +85,8 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
 ) -> tuple[str, list[str]]:
     st = look(folder.root, below)
     mapped = Rules(folder).map(below)
+    if candidate is not None and not candidate.fingerprint.size:
+        return "empty", ["It is empty; it waits for content."]
     if candidate is not None:
         age = format_duration(now - candidate.seen_at)
         return "settling", [
@@ -93,7 +104,7 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
     if file_kind(st.st_mode):
         return "ignored", [f"It is a {file_kind(st.st_mode)}, not a regular file."]
     if st.st_size == 0:
-        return "settling", ["It is empty; it waits for content."]
+        return "empty", ["It is empty; it waits for content."]
     evidence = no_writer(folder.root, below).sentence
     return "new", [f"It is not in the ledger in its present form; the next look takes it up ({evidence})."]
 
@@ -127,6 +138,8 @@ def _waits(delivery: Delivery, ledger: Ledger, now: float) -> list[str]:
         first = ledger.get(delivery.duplicate_of)
         if first is not None:
             said.append(f"The same content went before as {first.display_path} of folder {first.folder}.")
+    if delivery.location:
+        said.append(f"It lies in {display(delivery.location)} now.")
     return said
 
 

@@ -128,6 +128,7 @@ class Service:
         self._abort = threading.Event()
         self._intakes: dict[str, _Running] = {}
         self._unresolved: dict[Target, PmwatchError] = {}
+        self._unchecked: set[Target] = set()
         self._unaccounted: dict[str, int] = {}
         self._intakes_started = 0
         self._died = False
@@ -217,6 +218,7 @@ class Service:
         self._remote = self._remote_factory(settings, self.http, self.keys)
         for tenant in settings.tenants:
             self.gates.add(tenant.name)
+        self._unchecked = {folder.target for folder in settings.folders if not folder.levels}
         self.ledger.adopt(self._folders)
         for folder in settings.folders:
             self.metrics.start_folder(folder.name)
@@ -296,7 +298,9 @@ class Service:
                 self._begin_drain()
         elif self._phase is Phase.RUNNING:
             systemd.notify(STATUS=self.answers.summary())
-        if self._phase is Phase.DRAINING and (self._is_drained() or time.monotonic() >= self._drain_until):
+        if self._phase is Phase.DRAINING and (
+            self._is_drained() or self._is_hopeless() or time.monotonic() >= self._drain_until
+        ):
             self._phase = Phase.STOPPING
 
     # ---- drain and stop ---------------------------------------------------------------------------------------
@@ -315,6 +319,11 @@ class Service:
         if any(intake.reachable and not intake.idle for intake in intakes):
             return False
         return self.ledger.total(*PENDING) == 0
+
+    def _is_hopeless(self) -> bool:
+        """Tell whether all that is left waits for a datatable that does not exist: a job need not wait for it."""
+        left = self.ledger.total(*PENDING)
+        return self._mode is Mode.ONCE and left > 0 and left == self.ledger.count_unresolved(self._unresolved)
 
     def _stop(self) -> int:
         """Stop intake, claim nothing new, let running uploads finish within the grace, then abort them."""
@@ -386,7 +395,7 @@ class Service:
                 path=delivery.display_path,
                 state=str(delivery.state),
                 reason=delivery.reason,
-                detail=delivery.detail,
+                detail=delivery.detail or self.answers.trouble_of(delivery.target),
             )
         for path in settling:
             self._log.error("left behind", path=path, state="settling")
@@ -493,18 +502,24 @@ class Service:
         self._pulse.forget("resolve")
 
     def _resolve_once(self, next_try: float) -> float:
-        """Resolve what is new at once, and what failed before every few seconds."""
-        waiting = set(self.ledger.unresolved())
+        """Resolve what is new at once, and what failed before every few seconds.
+
+        What the configuration names is resolved without waiting for a file, so that a mistake shows at start.
+        """
+        waiting = set(self.ledger.unresolved()) | self._unchecked
         now = time.monotonic()
         if not waiting - set(self._unresolved) and (now < next_try or not waiting):
             self._unresolved = {target: error for target, error in self._unresolved.items() if target in waiting}
             return next_try
-        troubles = self.uploader.resolve_names()
+        fared = self.uploader.resolve_names(waiting)
+        troubles = {target: error for target, error in fared.items() if error is not None}
+        self._unchecked -= {target for target, error in fared.items() if error is None}
         for target, error in troubles.items():
             if target not in self._unresolved:
                 self._log.error("destination unknown", target=str(target), error=error.message, hint=error.hint)
         self._unresolved = troubles
-        self._work.wake()
+        if fared:
+            self._work.wake()
         return now + _RESOLVE_SECONDS
 
     def _audit_now_and_then(self) -> None:

@@ -1,9 +1,11 @@
 """The commands, one file each."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+from pmwatch import __version__
 from pmwatch.errors import ConfigError, ExitCode, PmwatchError
 
 app = typer.Typer(
@@ -15,6 +17,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Try it without any configuration: pmwatch demo",
 )
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it with the option's value
+    if wanted:
+        typer.echo(f"pmwatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

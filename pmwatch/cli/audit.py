@@ -10,6 +10,7 @@ from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
     StateDirOption,
+    check_folder_name,
     console,
     open_ledger,
     print_json,
@@ -31,6 +32,7 @@ def audit(
     A file that landed a moment ago may be settling, which only the running daemon knows; run it again then.
     """
     settings = settings_of(config, state_dir=state_dir)
+    check_folder_name(settings, folder)
     ledger = open_ledger(settings, read_only=True)
     accounts = [account_for(one, ledger) for one in settings.folders if folder in (None, one.name)]
     ledger.close()

@@ -2,10 +2,12 @@
 
 import os
 
+import typer
 from rich.table import Table
 
 from pmwatch.cli import app
 from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json, settings_of
+from pmwatch.errors import ConfigError, ExitCode
 from pmwatch.model import display, format_duration
 
 
@@ -15,7 +17,13 @@ def check(*, config: ConfigOption = None, json: JsonOption = False) -> None:
 
     Looks at the text only: a directory or key file that is not there yet is no error. See `pmwatch doctor`.
     """
-    settings = settings_of(config)
+    try:
+        settings = settings_of(config)
+    except ConfigError as error:
+        if not json:
+            raise
+        print_json({"ok": False, "problems": error.problems, "hint": error.hint})
+        raise typer.Exit(ExitCode.CONFIG) from None
     rows = [
         {
             "folder": folder.name,

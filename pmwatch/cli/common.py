@@ -28,16 +28,17 @@ ConfigOption = Annotated[
         "-c",
         envvar="PMWATCH_CONFIG",
         metavar="FILE",
-        help=f"Configuration file [default: {DEFAULT_CONFIG}]",
+        help=f"Configuration file, by default {DEFAULT_CONFIG}.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 StateDirOption = Annotated[
-    str | None, typer.Option("--state-dir", metavar="DIR", help="Overrides [state] dir.", show_default=False)
+    str | None,
+    typer.Option("--state-dir", metavar="DIR", help="Overrides the configured state.dir.", show_default=False),
 ]
 ListenOption = Annotated[
     str | None,
-    typer.Option("--listen", metavar="HOST:PORT", help="Overrides [http] listen.", show_default=False),
+    typer.Option("--listen", metavar="HOST:PORT", help="Overrides the configured http.listen.", show_default=False),
 ]
 LogLevelOption = Annotated[
     str | None,
@@ -61,8 +62,14 @@ def settings_of(
     ):
         if value is not None:
             flags[section] = {key: value}
-    path = config or (DEFAULT_CONFIG if os.path.exists(DEFAULT_CONFIG) else None)
-    return load(path, flags=flags)
+    return load(config or DEFAULT_CONFIG, flags=flags)
+
+
+def check_folder_name(settings: Settings, name: str | None) -> None:
+    """Refuse a folder that is not in the configuration: a typo must not look like "nothing to do"."""
+    known = [folder.name for folder in settings.folders]
+    if name is not None and name not in known:
+        raise typer.BadParameter(f"--folder: there is no folder {name!r}; known folders: {', '.join(known)}")
 
 
 def console() -> Console:
@@ -99,6 +106,7 @@ def _reachable(address: str) -> str:
 
 def open_ledger(settings: Settings, *, read_only: bool) -> Ledger:
     """Open the ledger of the configured state directory, which must exist."""
-    if not os.path.isdir(settings.state.dir):
-        raise LedgerError(f"there is no [state] dir {settings.state.dir}", hint="Has pmwatch run on this machine?")
+    if not os.path.exists(os.path.join(settings.state.dir, "ledger.db")):
+        hint = "Has pmwatch run on this machine with this state.dir?"
+        raise LedgerError(f"there is no ledger in {settings.state.dir}", hint=hint)
     return Ledger.open(settings.state.dir, read_only=read_only)

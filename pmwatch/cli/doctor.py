@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pmwatch.cli import app
 from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json, settings_of
-from pmwatch.doctor import Finding, Level, check_folder, check_inotify, check_state, check_tenant
+from pmwatch.doctor import Finding, Level, check_folder, check_inotify, check_state, check_target, check_tenant
 from pmwatch.errors import ExitCode
 from pmwatch.log import register_secret
 from pmwatch.processmind import Http, Timeouts
@@ -22,8 +22,14 @@ def doctor(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     http = Http(timeouts=Timeouts(settings.api.connect_timeout, settings.api.timeout), ca_file=settings.api.ca_file)
     findings = [check_state(settings.state.dir), *check_inotify(settings.folders)]
     findings += [finding for folder in settings.folders for finding in check_folder(folder)]
+    url = settings.api.base_url
+    answers = {tenant.name: check_tenant(tenant, keys=keys, http=http, base_url=url) for tenant in settings.tenants}
+    findings += answers.values()
+    reachable = {tenant.name: tenant for tenant in settings.tenants if answers[tenant.name].level is not Level.ERROR}
     findings += [
-        check_tenant(tenant, keys=keys, http=http, base_url=settings.api.base_url) for tenant in settings.tenants
+        check_target(folder, reachable[folder.target.tenant], keys=keys, http=http, base_url=url)
+        for folder in settings.folders
+        if not folder.levels and folder.target.tenant in reachable
     ]
     http.close()
     if json:

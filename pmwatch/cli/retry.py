@@ -10,6 +10,7 @@ from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
     StateDirOption,
+    check_folder_name,
     console,
     open_ledger,
     print_json,
@@ -41,16 +42,31 @@ def retry(
     if not ids and not (every or folder or reason or since):
         raise typer.BadParameter("name deliveries by id, or choose with --all, --folder, --reason or --since")
     settings = settings_of(config, state_dir=state_dir)
+    check_folder_name(settings, folder)
     ledger = open_ledger(settings, read_only=False)
     wanted = list(ids or ()) or _choose(ledger, folder, reason, since)
+    refused = _refused(ledger, wanted)
     count = ledger.requeue(wanted)
     ledger.close()
     if json:
-        print_json({"queued": count})
+        print_json({"queued": count, "refused": refused})
     else:
         console().print(f"{count} of {len(wanted)} queued again")
+        for id_, why in refused.items():
+            console().print(f"  {id_}: {why}")
     if count < len(wanted) or not wanted:
         raise typer.Exit(ExitCode.FAILURE if wanted else ExitCode.OK)
+
+
+def _refused(ledger: Ledger, ids: list[int]) -> dict[int, str]:
+    """Say of each delivery that cannot be queued again why not."""
+    found = {id_: ledger.get(id_) for id_ in ids}
+    states = {id_: delivery.state if delivery else None for id_, delivery in found.items()}
+    return {
+        id_: f"is {state}, not failed or held" if state else "there is no such delivery"
+        for id_, state in states.items()
+        if state not in (State.FAILED, State.HELD)
+    }
 
 
 def _choose(ledger: Ledger, folder: str | None, reason: str | None, since: str | None) -> list[int]:

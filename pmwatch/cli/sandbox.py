@@ -10,7 +10,8 @@ import typer
 from pmwatch.cli import app
 from pmwatch.cli.common import console
 from pmwatch.config import split_listen
-from pmwatch.sandbox import SandboxServer, serve
+from pmwatch.errors import PmwatchError
+from pmwatch.sandbox import Fault, SandboxServer, serve
 
 
 @app.command()
@@ -21,7 +22,11 @@ def sandbox(
     ] = "127.0.0.1:9100",
     state: Annotated[
         str | None,
-        typer.Option("--state", metavar="DIR", help="Keep tenants, keys and objects here [default: a new directory]."),
+        typer.Option(
+            "--state",
+            metavar="DIR",
+            help="Keep tenants, keys and objects here, not in a new directory.",
+        ),
     ] = None,
     ready_file: Annotated[
         str | None,
@@ -57,4 +62,22 @@ def sandbox(
                 for table in dataset["datatables"]:
                     out.print(f"  {dataset['name']}/{table['name']}: {table['id']}")
 
-    serve(host, port, directory, Path(ready_file) if ready_file else None, fault or [], tell, tenants=tenants)
+    for rule in fault or ():
+        _check_rule(rule)
+    try:
+        serve(host, port, directory, Path(ready_file) if ready_file else None, fault or [], tell, tenants=tenants)
+    except OSError as error:
+        raise PmwatchError(
+            f"the sandbox cannot serve on {listen} with {directory}: {error.strerror}",
+            hint="Another program may use that port: choose one with --listen, or port 0 for a free one.",
+        ) from None
+
+
+def _check_rule(rule: str) -> None:
+    try:
+        Fault.parse(rule)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"--fault {rule!r}: {error}; write METHOD STATUS [xTIMES] [before|mid|after] [close] [delay=S] "
+            '[retry-after=S] [code=CODE] [path=PART], such as "PUT 503 x3 retry-after=5"'
+        ) from None

@@ -143,7 +143,7 @@ def move_into(root: bytes, path: bytes, target_directory: bytes, *, delivery: De
     Empty where it is no longer the version that was delivered, which then stays. Atomic; on another file system it
     is copied, synced, verified by SHA-256 and only then removed. Raises SourceVanished where it is gone, OSError.
     """
-    os.makedirs(target_directory, mode=0o750, exist_ok=True)
+    _make_directories(target_directory)
     earlier = _moved_before(target_directory, os.path.basename(path), delivery.fingerprint)
     if earlier:
         return earlier
@@ -200,6 +200,15 @@ def _reserve(directory: bytes, name: bytes) -> bytes:
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             return target
     raise AssertionError("names never end")
+
+
+def _make_directories(path: bytes) -> None:
+    """Make a directory and those above it, each readable for the group; os.makedirs gives the mode to the last only."""
+    if os.path.isdir(path):
+        return
+    _make_directories(os.path.dirname(path))
+    with suppress(FileExistsError):
+        os.mkdir(path, mode=0o750)
 
 
 def _free_names(name: bytes) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ a time, a closed gate, held, failed or vanished. Nothing is logged here: `report
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -126,19 +126,20 @@ class Uploader:
         self._attempt(delivery)
         return True
 
-    def resolve_names(self) -> dict[Target, PmwatchError]:
-        """Resolve the names of waiting targets to ids; return those that cannot be, and why.
+    def resolve_names(self, targets: Iterable[Target]) -> dict[Target, PmwatchError | None]:
+        """Resolve names to ids; return how each target fared: None, or why it cannot be.
 
-        Trouble of the tenant closes its gate. Must run in one thread only.
+        Absent is what was not tried or failed for its tenant, whose gate is closed. Must run in one thread only.
         """
-        troubles: dict[Target, PmwatchError] = {}
-        for target in self._ledger.unresolved():
+        fared: dict[Target, PmwatchError | None] = {}
+        for target in targets:
             if not self._gates.enter(target.tenant):
                 continue
             try:
                 self._ledger.resolve(target, self._remote.resolve(target))
+                fared[target] = None
             except (DestinationUnknown, Rejected) as error:
-                troubles[target] = error
+                fared[target] = error
             except RemoteError as error:
                 self._gates.failed(target.tenant, error, retry_after=error.retry_after)
                 continue
@@ -149,7 +150,7 @@ class Uploader:
                 self._gates.failed(target.tenant, error)
                 continue
             self._gates.succeeded(target.tenant)
-        return troubles
+        return fared
 
     def _check(self) -> None:
         """Make a turn in the middle of long work. Raises Interrupted once the attempt is to be given up."""

@@ -420,6 +420,14 @@ class Ledger:
         rows = self._read(lambda c: c.execute(_UNRESOLVED).all())
         return [Target(row.tenant, row.datatable, row.dataset) for row in rows]
 
+    def count_unresolved(self, targets: Iterable[Target]) -> int:
+        """Return how many queued deliveries go to any of these targets, which have no ids yet."""
+        wanted = set(targets)
+        columns = (_d.tenant, _d.dataset, _d.datatable, func.count().label("n"))
+        query = select(*columns).where(_d.state == State.QUEUED, _d.datatable_id == "")
+        rows = self._read(lambda c: c.execute(query.group_by(*columns[:3])).all())
+        return sum(row.n for row in rows if Target(row.tenant, row.datatable, row.dataset) in wanted)
+
     def resolve(self, target: Target, destination: Destination) -> None:
         """Record which ids a target's names stand for, for waiting deliveries and for later ones."""
 

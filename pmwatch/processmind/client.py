@@ -180,7 +180,8 @@ def api_error(response: httpx.Response, *, secret: str = "") -> PmwatchError:
     if status in (401, 403):
         return KeyRejected(text, hint="The API key is wrong, revoked or of another tenant; replace it.", **facts)  # type: ignore[arg-type]
     if status == 404:
-        return DestinationUnknown(text, hint="Check the ids of tenant, dataset and datatable.", **facts)  # type: ignore[arg-type]
+        hint = "Check [api] base_url, and the ids of tenant, dataset and datatable."
+        return DestinationUnknown(text, hint=hint, **facts)  # type: ignore[arg-type]
     if status in (429, 503):
         return Throttled(text, retry_after=retry_after(response), **facts)  # type: ignore[arg-type]
     if status >= 500 or status < 400 or status in (408, 425):

@@ -104,6 +104,10 @@ class Storage:
         content_type = self._content_type(url, filename)
         try:
             return self._put(url, open_body, size, content_type, only_if_absent)
+        except ServerFault as error:
+            if error.status != 501 or not only_if_absent:
+                raise
+            return self._put(url, open_body, size, content_type, only_if_absent=False)  # no conditional writes there
         except Rejected as error:
             if error.code != "SignatureDoesNotMatch" or content_type in ("", FALLBACK_CONTENT_TYPE):
                 raise
@@ -245,6 +249,8 @@ def _error_class(status: int, code: str, said: str, url: str) -> type[RemoteErro
         return AlreadyThere
     if code in _EXPIRED_CODES or (status in (400, 403) and ("expired" in said.lower() or _has_expired(url))):
         return UrlExpired
+    if status in (401, 403, 407) and not code:
+        return ServerFault  # no S3 said this: a proxy in between refuses, whatever the file
     if status in (429, 503) or code in _THROTTLE_CODES:
         return Throttled
     if code == "RequestTimeTooSkewed" or status >= 500 or status < 400:

@@ -134,7 +134,7 @@ class World:
     def run(self) -> int:
         """Work until nothing may go; return how many turns did something."""
         uploader, turns = self.uploader(), 0
-        uploader.resolve_names()
+        uploader.resolve_names(self.ledger.unresolved())
         while uploader.run_one():
             turns += 1
             assert turns < 200, "it never comes to rest"
@@ -233,7 +233,7 @@ def test_many_threads_send_everything_once(world: World) -> None:
     world.folder(order=Order.NONE)
     ids = [world.settle(f"{number}.csv", b"id\n%d\n" % number) for number in range(40)]
     uploader = world.uploader()
-    uploader.resolve_names()
+    uploader.resolve_names(world.ledger.unresolved())
 
     def work() -> None:
         while uploader.run_one():
@@ -254,7 +254,7 @@ def test_equal_files_at_once_go_once(world: World) -> None:
     world.folder(order=Order.NONE)
     ids = [world.settle(f"{number}.csv", b"the same") for number in range(12)]
     uploader = world.uploader()
-    uploader.resolve_names()
+    uploader.resolve_names(world.ledger.unresolved())
     done = threading.Event()
 
     def work() -> None:
@@ -447,7 +447,7 @@ def test_a_process_that_died_after_the_put_does_not_send_twice(world: World) -> 
 def test_a_revoked_key_closes_only_its_tenants_gate(world: World) -> None:
     world.folder("globex", GLOBEX)
     ids = [world.settle(f"{number}.csv", b"id\n%d\n" % number) for number in range(3)]
-    world.uploader().resolve_names()
+    world.uploader().resolve_names(world.ledger.unresolved())
     world.server.sandbox.revoke_key(world.tenants["acme"].id)
     other = world.settle("a.csv", b"id\n1\n", "globex")
     world.run()
@@ -490,7 +490,7 @@ def test_a_key_that_was_rotated_in_time_costs_nothing(world: World) -> None:
 
 def test_a_key_file_that_is_gone(world: World) -> None:
     world.settle("a.csv", b"id\n1\n")
-    world.uploader().resolve_names()
+    world.uploader().resolve_names(world.ledger.unresolved())
     path = Path(world.tenants["acme"].api_key_file)
     path.rename(world.base / "away")
     id_ = world.settle("b.csv", b"id\n2\n")
@@ -530,7 +530,7 @@ def test_trouble_of_the_storage_closes_its_gate_for_all(world: World, status: in
 
 def test_a_throttled_api_closes_the_tenants_gate(world: World) -> None:
     ids = [world.settle(f"{number}.csv", b"id\n%d\n" % number) for number in range(2)]
-    world.uploader().resolve_names()
+    world.uploader().resolve_names(world.ledger.unresolved())
     world.server.faults.add("GET 429 path=presignedurl retry-after=30")
     assert world.run() == 1
     assert [(one.name, one.reason) for one in world.gate_changes] == [("acme", "throttled")]
@@ -543,7 +543,7 @@ def test_a_throttled_api_closes_the_tenants_gate(world: World) -> None:
 
 def test_a_server_that_is_down_harms_no_file(world: World) -> None:
     ids = [world.settle(f"{number}.csv", b"id\n%d\n" % number) for number in range(2)]
-    world.uploader().resolve_names()
+    world.uploader().resolve_names(world.ledger.unresolved())
     world.server.stop()
     for _ in range(5):
         assert world.run() <= 1
@@ -573,8 +573,8 @@ def test_a_presigned_url_to_another_host_gets_no_bytes(world: World) -> None:
 def test_an_unknown_destination_is_named_and_asked_for_again(world: World) -> None:
     world.folder(target=Target("acme", "Sales/Later"))
     id_ = world.settle("a.csv", b"id\n1\n")
-    troubles = world.uploader().resolve_names()
-    assert [error.reason for error in troubles.values()] == ["destination_unknown"]
+    troubles = world.uploader().resolve_names(world.ledger.unresolved())
+    assert [error.reason for error in troubles.values() if error is not None] == ["destination_unknown"]
     assert world.run() == 0
     tenant = world.server.sandbox.tenant(world.tenants["acme"].id)
     assert tenant is not None
@@ -602,9 +602,9 @@ def test_names_are_not_asked_for_behind_a_closed_gate(world: World) -> None:
     world.settle("a.csv", b"id\n1\n")
     world.server.sandbox.revoke_key(world.tenants["acme"].id)
     uploader = world.uploader()
-    uploader.resolve_names()
+    uploader.resolve_names(world.ledger.unresolved())
     asked = len(world.server.requests())
-    uploader.resolve_names()
+    uploader.resolve_names(world.ledger.unresolved())
     assert len(world.server.requests()) == asked
     assert not world.is_open("acme")
 
@@ -618,7 +618,7 @@ def test_a_ledger_that_cannot_be_written_is_not_the_tenants_fault(world: World) 
 
     world.ledger.resolve = broken  # type: ignore[method-assign,assignment]
     with pytest.raises(LedgerError):
-        world.uploader().resolve_names()
+        world.uploader().resolve_names(world.ledger.unresolved())
     assert world.is_open("acme")
     world.ledger.resolve = resolve  # type: ignore[method-assign]
     world.run()
@@ -875,7 +875,7 @@ def test_an_abort_in_the_middle_gives_the_delivery_back(world: World) -> None:
     data = os.urandom(9 * MIB)
     id_ = world.settle("a.csv", data)
     during_the_put(world, world.abort.set)
-    assert world.uploader().resolve_names() == {}
+    assert set(world.uploader().resolve_names(world.ledger.unresolved()).values()) == {None}
     assert world.uploader().run_one()
     delivery = world.get(id_)
     assert (delivery.state, delivery.reason, delivery.first_failed_at) == (State.QUEUED, "interrupted", 0.0)
@@ -892,7 +892,7 @@ def test_an_abort_in_the_middle_gives_the_delivery_back(world: World) -> None:
 def test_a_folder_that_is_no_longer_configured(world: World) -> None:
     id_ = world.settle("a.csv", b"id\n1\n")
     uploader = world.uploader()
-    uploader.resolve_names()
+    uploader.resolve_names(world.ledger.unresolved())
     folders = dict(world.folders)
     world.folders.clear()
     uploader.run_one()
@@ -1007,7 +1007,7 @@ def test_a_disposal_that_outlives_its_lease_is_not_begun_twice(world: World, mon
     id_ = world.settle("a.csv", b"id\n1\n")
     uploader = world.uploader()
     calls: list[int] = []
-    uploader.resolve_names()
+    uploader.resolve_names(world.ledger.unresolved())
 
     def slow(delivery: Delivery, folder: Folder, **_: Any) -> tuple[bytes, bool]:
         calls.append(delivery.id)

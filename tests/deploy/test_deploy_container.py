@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
+
 from support.services import require_tool
 
 ROOT = Path(__file__).resolve().parents[2]

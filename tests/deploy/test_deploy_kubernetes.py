@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support.services import require_tool
 
 BASE = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes" / "base"
@@ -135,10 +136,7 @@ def test_what_the_configuration_names_is_mounted() -> None:
 def test_the_probes_ask_the_port_that_pmwatch_listens_on() -> None:
     (port,) = sidecar()["ports"]
     assert config()["http"]["listen"] == f"0.0.0.0:{port['containerPort']}"
-    paths = {
-        name: sidecar()[name]["httpGet"]["path"]
-        for name in ("startupProbe", "livenessProbe", "readinessProbe")
-    }
+    paths = {name: sidecar()[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert paths == {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"}
     assert {sidecar()[name]["httpGet"]["port"] for name in paths} == {port["name"]}
 

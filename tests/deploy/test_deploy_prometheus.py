@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.services import require_tool
 
 from pmwatch.metrics import METRIC_NAMES
+from support.services import require_tool
 
 PROMETHEUS = Path(__file__).resolve().parents[2] / "deploy" / "prometheus"
 RULES = PROMETHEUS / "pmwatch.rules.yml"

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from support.services import require_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,9 +16,7 @@ BLOCKS = re.findall(r"^ *```sh\n(.*?)^ *```$", README, flags=re.MULTILINE | re.D
 @pytest.mark.parametrize("block", BLOCKS)
 def test_commands_are_shell(block: str) -> None:
     shell = require_tool("bash", "the Debian package bash")
-    result = subprocess.run(
-        [shell, "-n"], input=block, capture_output=True, text=True, timeout=10, check=False
-    )
+    result = subprocess.run([shell, "-n"], input=block, capture_output=True, text=True, timeout=10, check=False)
     assert result.returncode == 0, result.stderr
 
 

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from support.services import require_tool
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "deploy" / "systemd"

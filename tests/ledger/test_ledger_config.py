@@ -73,7 +73,7 @@ def test_each_file_is_mapped_by_its_own_path(ledger: Ledger) -> None:
     assert [current(ledger, id_).target for id_ in ids] == [TARGET, OTHER]
 
 
-# ---- names that are resolved anew --------------------------------------------------------------------------------------
+# ---- names that are resolved anew ------------------------------------------------------------------------------------
 
 
 def test_after_ids_were_forgotten_names_are_asked_for_again_before_anything_goes(ledger: Ledger) -> None:
@@ -108,7 +108,7 @@ def test_a_forgotten_name_does_not_change_what_is_done(ledger: Ledger) -> None:
     assert current(ledger, id_) == before
 
 
-# ---- folders that come and go ------------------------------------------------------------------------------------------
+# ---- folders that come and go ----------------------------------------------------------------------------------------
 
 
 def test_what_waits_for_a_folder_that_is_gone_is_held_and_released_when_it_is_back(ledger: Ledger) -> None:

@@ -304,7 +304,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def counters_equal_a_count(self) -> None:
-        counted = {(str(f), str(s)): n for f, s, n in self.ask("SELECT folder, state, count(*) FROM deliveries GROUP BY 1, 2")}
+        counted = {
+            (str(f), str(s)): n for f, s, n in self.ask("SELECT folder, state, count(*) FROM deliveries GROUP BY 1, 2")
+        }
         assert {key: n for key, n in self.ledger.counts().items() if n} == counted
         assert Counter(row.state for row in self.model.rows.values()) == Counter(
             {State(state): self.ledger.total(State(state)) for _, state in counted}
@@ -312,7 +314,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_path_has_one_newest_row(self) -> None:
-        newest = {(str(f), bytes(p)): i for f, p, i in self.rows_of("SELECT folder, path, id FROM deliveries WHERE current")}
+        newest = {
+            (str(f), bytes(p)): i for f, p, i in self.rows_of("SELECT folder, path, id FROM deliveries WHERE current")
+        }
         assert newest == self.model.newest
 
     def rows_of(self, statement: str) -> list[tuple[str, bytes, int]]:
@@ -338,8 +342,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ask(f"SELECT id FROM deliveries WHERE presigned_url <> '' AND state IN {ended}") == []
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=40 * SCALE, stateful_step_count=40, deadline=None)
+LedgerMachine.TestCase.settings = settings(max_examples=25 * SCALE, stateful_step_count=40, deadline=None)
 
 
-class TestLedgerAgainstItsModel(LedgerMachine.TestCase):  # type: ignore[misc]  # built by hypothesis at run time
-    """Runs the machine."""
+TestLedgerAgainstItsModel = LedgerMachine.TestCase

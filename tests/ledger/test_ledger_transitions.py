@@ -25,7 +25,7 @@ def end(ledger: Ledger, delivery: Delivery, to: State, **kwargs: Any) -> None:
     ledger.end(delivery, to, reason="why", detail="long", now=2000.0, **kwargs)
 
 
-# ---- – → queued --------------------------------------------------------------------------------------------------
+# ---- nothing → queued -----------------------------------------------------------------------------------------------
 
 
 def test_a_settled_file_is_queued_with_all_that_is_known_of_it(ledger: Ledger) -> None:
@@ -316,7 +316,7 @@ CLAIMED_STEPS: dict[str, Callable[[Ledger, Delivery], object]] = {
     "uploaded": lambda ledger, delivery: succeed(ledger, delivery, "A"),
     "duplicate": lambda ledger, d: ledger.duplicate(d, sha256=sha("A"), of=1, now=1.0, dispose=False),
     "unchanged": lambda ledger, delivery: ledger.unchanged(delivery),
-    "given back": lambda ledger, delivery: back(ledger, delivery),
+    "given back": back,
     "held": lambda ledger, delivery: end(ledger, delivery, State.HELD),
     "failed": lambda ledger, delivery: end(ledger, delivery, State.FAILED),
     "vanished": lambda ledger, delivery: end(ledger, delivery, State.VANISHED),

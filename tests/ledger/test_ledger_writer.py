@@ -104,7 +104,7 @@ def test_one_that_fails_does_not_fail_the_others_and_leaves_nothing(ledger: Ledg
     assert [type(result) for result in results] == [int, StaleClaim, ZeroDivisionError, LedgerError, int]
     assert len(commits) == 1
     assert ledger.counts()["orders", "queued"] == 3
-    assert {path for path in ledger.paths("orders")} == {b"stale.csv", b"one.csv", b"two.csv"}
+    assert set(ledger.paths("orders")) == {b"stale.csv", b"one.csv", b"two.csv"}
     assert ledger.get(99) is None
 
 

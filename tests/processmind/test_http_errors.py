@@ -328,10 +328,10 @@ EXPIRED = xml_error("AccessDenied", "Request has expired")
         (503, xml_error("SlowDown", "less"), Throttled, "SlowDown"),
         (503, b"<html>busy", Throttled, ""),
         (400, b"<Error><Code>Broken", Rejected, ""),
-        (403, b"", Rejected, ""),
+        (403, b"", ServerFault, ""),
         (403, b"\xff\xfe\x00<Code>AccessDenied</Code>", Rejected, "AccessDenied"),
-        (403, b"<Code>" + b"x" * 200 + b"</Code><Message>" + b"m" * 5000, Rejected, ""),
-        (403, b"<!DOCTYPE x [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><Code>&a;</Code>", Rejected, ""),
+        (403, b"<Code>" + b"x" * 200 + b"</Code><Message>" + b"m" * 5000, ServerFault, ""),
+        (403, b"<!DOCTYPE x [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><Code>&a;</Code>", ServerFault, ""),
     ],
 )
 def test_answers_of_the_storage(http: Http, status: int, body: bytes, kind: type[RemoteError], code: str) -> None:

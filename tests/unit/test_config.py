@@ -1,7 +1,6 @@
 """The configuration: every refusal in plain words, all at once; flags > environment > TOML > defaults."""
 
 import os
-import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,12 @@ Problems = Callable[..., list[str]]
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*os.environ]:
-        if name.startswith("PMWATCH_") or name == "CREDENTIALS_DIRECTORY":
-            monkeypatch.delenv(name)
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PMWATCH_") and name != "CREDENTIALS_DIRECTORY"
+    }
+    monkeypatch.setattr(os, "environ", kept)
 
 
 @pytest.fixture
@@ -134,8 +136,10 @@ REFUSALS = {
     ),
     "a key that belongs to a folder, in the defaults": (
         '[defaults]\narchive_dir = "/srv/a"\n' + TENANT + FOLDER,
-        "defaults: archive_dir: unknown key; known keys: include, exclude, recursive, settle, rescan_interval, "
-        "dedup, order, after_upload",
+        (
+            "defaults: archive_dir: unknown key; known keys: include, exclude, recursive, settle, rescan_interval, "
+            "dedup, order, after_upload"
+        ),
     ),
     "a text where a number is needed": (
         '[delivery]\nmax_parallel = "many"\n' + TENANT + FOLDER,
@@ -151,8 +155,10 @@ REFUSALS = {
     ),
     "a choice that does not exist": (
         TENANT + FOLDER + 'after_upload = "archiv"\n',
-        "folders[1] 'orders': after_upload: 'archiv': input should be 'keep', 'archive' or 'delete'; "
-        'did you mean "archive"?',
+        (
+            "folders[1] 'orders': after_upload: 'archiv': input should be 'keep', 'archive' or 'delete'; "
+            'did you mean "archive"?'
+        ),
     ),
     "a duration that is a number": (
         TENANT + FOLDER + "settle = 5\n",
@@ -160,18 +166,24 @@ REFUSALS = {
     ),
     "a duration without a unit": (
         TENANT + FOLDER + 'settle = "5"\n',
-        "folders[1] 'orders': settle: '5': a duration is a number with a unit ms, s, m, h, d or w, such as "
-        '"5s" or "1h30m"',
+        (
+            "folders[1] 'orders': settle: '5': a duration is a number with a unit ms, s, m, h, d or w, such as "
+            '"5s" or "1h30m"'
+        ),
     ),
     "a duration that no thread can wait for": (
         TENANT + FOLDER + 'rescan_interval = "9999999d"\n',
-        "folders[1] 'orders': rescan_interval: '9999999d': at most \"36500d\", which is a hundred years; "
-        "threads cannot wait longer",
+        (
+            "folders[1] 'orders': rescan_interval: '9999999d': at most \"36500d\", which is a hundred years; "
+            "threads cannot wait longer"
+        ),
     ),
     "a name that would not do as a label": (
         TENANT + FOLDER.replace("orders", "new orders", 1),
-        "folders[1] 'new orders': name: 'new orders': allowed are letters, digits, '.', '_' and '-', at most 63, "
-        "beginning with a letter or digit",
+        (
+            "folders[1] 'new orders': name: 'new orders': allowed are letters, digits, '.', '_' and '-', at most 63, "
+            "beginning with a letter or digit"
+        ),
     ),
     "a key that is required": (
         TENANT + FOLDER.replace('path = "/srv/drop/orders"\n', ""),
@@ -217,6 +229,22 @@ REFUSALS = {
         TENANT + FOLDER.replace("/srv/drop/orders", "drop/orders"),
         "folders[1] 'orders': path: 'drop/orders' is not absolute; write the whole path from /",
     ),
+    "a relative state directory": (
+        '[state]\ndir = "state"\n' + TENANT + FOLDER,
+        "state: dir: 'state' is not absolute; write the whole path from /",
+    ),
+    "a relative key file": (
+        TENANT.replace("/run/secrets/acme", "acme.key") + FOLDER,
+        "tenants[1] 'acme': api_key_file: 'acme.key' is not absolute; write the whole path from /",
+    ),
+    "a relative certificate file": (
+        '[api]\nca_file = "ca.pem"\n' + TENANT + FOLDER,
+        "api: ca_file: 'ca.pem' is not absolute; write the whole path from /",
+    ),
+    "a key of a folder as a section": (
+        'settle = "5s"\n' + TENANT + FOLDER,
+        "settle: unknown section; it belongs into [defaults] or a [[folders]] entry",
+    ),
     "a relative archive": (
         TENANT + FOLDER + 'archive_dir = "done"\n',
         "folders[1] 'orders': archive_dir: 'done' is not absolute; write the whole path from /",
@@ -239,17 +267,24 @@ REFUSALS = {
     ),
     "a datatable neither given nor in the path": (
         TENANT + FOLDER.replace('datatable = "table-1"\n', ""),
-        "folders[1] 'orders': datatable: missing; give an id, a name \"Dataset/Table\", or put {datatable} into the path",
+        (
+            "folders[1] 'orders': datatable: missing; "
+            'give an id, a name "Dataset/Table", or put {datatable} into the path'
+        ),
     ),
     "a placeholder that does not exist": (
         TENANT + FOLDER.replace("/srv/drop/orders", "/srv/drop/{customer}"),
-        "folders[1] 'orders': path: '{customer}' after a placeholder; each level there is one of {tenant}, {dataset}, "
-        "{datatable}",
+        (
+            "folders[1] 'orders': path: '{customer}' after a placeholder; "
+            "each level there is one of {tenant}, {dataset}, {datatable}"
+        ),
     ),
     "a directory after a placeholder": (
         TENANT + FOLDER.replace("/srv/drop/orders", "/srv/drop/{dataset}/in"),
-        "folders[1] 'orders': path: 'in' after a placeholder; each level there is one of {tenant}, {dataset}, "
-        "{datatable}",
+        (
+            "folders[1] 'orders': path: 'in' after a placeholder; each level there is one of {tenant}, {dataset}, "
+            "{datatable}"
+        ),
     ),
     "a placeholder twice": (
         TENANT + FOLDER.replace("/srv/drop/orders", "/srv/drop/{dataset}/{dataset}"),
@@ -277,15 +312,15 @@ REFUSALS = {
     ),
     "an API that is no URL": (
         '[api]\nbase_url = "api.example.com"\n' + TENANT + FOLDER,
-        'api: base_url: \'api.example.com\' is not a URL; write "https://api.processmind.com"',
+        "api: base_url: 'api.example.com' is not a URL; write \"https://api.processmind.com\"",
     ),
     "an API with brackets that hold no address": (
         '[api]\nbase_url = "https://[::1"\n' + TENANT + FOLDER,
-        'api: base_url: \'https://[::1\' is not a URL; write "https://api.processmind.com"',
+        "api: base_url: 'https://[::1' is not a URL; write \"https://api.processmind.com\"",
     ),
     "an API with a port that is none": (
         '[api]\nbase_url = "https://example.com:99999"\n' + TENANT + FOLDER,
-        'api: base_url: \'https://example.com:99999\' is not a URL; write "https://api.processmind.com"',
+        "api: base_url: 'https://example.com:99999' is not a URL; write \"https://api.processmind.com\"",
     ),
     "an API URL with more than a place": (
         '[api]\nbase_url = "https://example.com/?key=1"\n' + TENANT + FOLDER,
@@ -322,7 +357,8 @@ def test_it_refuses(case: str, problems: Problems) -> None:
 
 def test_all_problems_are_listed_at_once(problems: Problems) -> None:
     text = (
-        'log = "debug"\n[api]\nbase_url = "http://example.com"\n[http]\nlisten = "x"\n[delivery]\nretry_first = 1\n[nope]\n'
+        'log = "debug"\n[api]\nbase_url = "http://example.com"\n[http]\nlisten = "x"\n'
+        "[delivery]\nretry_first = 1\n[nope]\n"
         + TENANT
         + FOLDER.replace("acme", "nobody")
         + FOLDER.replace("table-1", "")
@@ -494,6 +530,12 @@ def test_a_file_that_is_absent_is_named_and_the_hint_says_how_to_name_another(tm
     assert "--config FILE" in caught.value.hint
 
 
+def test_a_file_with_the_byte_order_mark_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(TENANT + FOLDER, encoding="utf-8-sig", newline="\r\n")
+    assert load(str(path)).folders[0].name == "orders"
+
+
 def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load(str(tmp_path))
@@ -542,14 +584,9 @@ def test_flags_win_over_the_environment_and_that_over_the_file_and_that_over_the
     ],
 )
 def test_the_environment_sets_single_values(
-    variable: str,
-    value: str,
-    get: Callable[[Settings], object],
-    expected: object,
-    read: Read,
-    monkeypatch: pytest.MonkeyPatch,
+    variable: str, value: str, get: Callable[[Settings], object], expected: object, read: Read
 ) -> None:
-    monkeypatch.setenv(variable, value)
+    os.environ[variable] = value  # taken back by _bare_environment
     assert get(read(TENANT + FOLDER)) == expected
 
 
@@ -635,11 +672,19 @@ def module_monkeypatch() -> Iterator[pytest.MonkeyPatch]:
 
 def load_document(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Load what a TOML file would have been parsed to; return the problems."""
-    monkeypatch.setattr(tomllib, "load", lambda _file: document)
+    asked: list[str | None] = []
+
+    def parsed(path: str | None) -> dict[str, Any]:
+        asked.append(path)
+        return document
+
+    monkeypatch.setattr(config, "_read_toml", parsed)
     try:
-        load(os.devnull)
+        load("config.toml")
     except ConfigError as error:
         return error.problems
+    finally:
+        assert asked == ["config.toml"]
     return []
 
 
@@ -651,27 +696,24 @@ def test_nothing_but_a_configuration_error_ever_comes_out(
     assert all(isinstance(problem, str) and problem for problem in load_document(document, module_monkeypatch))
 
 
-@settings(max_examples=200 * SCALE, deadline=None)
-@given(
-    tenant=st.dictionaries(st.sampled_from(["name", "id", "api_key", "api_key_file", "x"]), TABLES, max_size=4),
-    entry=st.dictionaries(st.sampled_from([*config.FolderEntry.model_fields, "x"]), TABLES, max_size=8),
-    state=TEXTS,
-    base_url=TEXTS,
-    listen=TEXTS,
-)
-def test_whatever_the_values_of_known_keys_are_only_a_configuration_error_comes_out(
-    tenant: dict[str, Any],
-    entry: dict[str, Any],
-    state: str,
-    base_url: str,
-    listen: str,
-    module_monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    document = {
-        "state": {"dir": state},
-        "api": {"base_url": base_url},
-        "http": {"listen": listen},
-        "tenants": [{"name": "acme", "id": "1", "api_key_file": "/k"}, tenant],
-        "folders": [{"name": "a", "path": "/a", "tenant": "acme", "datatable": "t"}, entry],
+ENTRIES = st.fixed_dictionaries(
+    {
+        "state": st.fixed_dictionaries({"dir": TEXTS}),
+        "api": st.fixed_dictionaries({"base_url": TEXTS}),
+        "http": st.fixed_dictionaries({"listen": TEXTS}),
+        "tenants": st.dictionaries(st.sampled_from([*config.TenantEntry.model_fields, "x"]), TABLES, max_size=4).map(
+            lambda entry: [{"name": "acme", "id": "1", "api_key_file": "/k"}, entry]
+        ),
+        "folders": st.dictionaries(st.sampled_from([*config.FolderEntry.model_fields, "x"]), TABLES, max_size=8).map(
+            lambda entry: [{"name": "a", "path": "/a", "tenant": "acme", "datatable": "t"}, entry]
+        ),
     }
+)
+
+
+@settings(max_examples=200 * SCALE, deadline=None)
+@given(document=ENTRIES)
+def test_whatever_the_values_of_known_keys_are_only_a_configuration_error_comes_out(
+    document: dict[str, Any], module_monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert all(isinstance(problem, str) and problem for problem in load_document(document, module_monkeypatch))

@@ -29,8 +29,6 @@ LEVELS = {
     "doctor": 3,
     "answers": 4,
     "reporting": 4,
-    "answers": 4,
-    "reporting": 4,
     "service": 4,
     "cli": 5,
     "__main__": 5,
@@ -47,8 +45,6 @@ SIDEWAYS = {
     ("doctor", "intake"): "the doctor looks at a root as a scan does",
     ("service", "answers"): "the service hands its parts to what answers questions about them",
     ("service", "reporting"): "the service lets its parts tell what happens",
-    ("service", "answers"): "answers.py is the part of the service that is asked: page, JSON and gauges",
-    ("service", "reporting"): "reporting.py is the part of the service that tells: log lines and counters",
     ("__main__", "cli"): "python -m pmwatch is the command",
 }
 
@@ -65,7 +61,7 @@ def dotted(path: Path) -> str:
 
 
 def unit_of(name: str) -> str:
-    return name.split(".")[0]
+    return name.split(".", maxsplit=1)[0]
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -140,12 +140,12 @@ def test_what_is_too_short_to_be_a_key_does_not_blacken_every_line(output: io.St
 
 def test_a_presigned_url_is_shown_without_its_query(output: io.StringIO) -> None:
     structlog.get_logger().info(f"PUT {URL} failed")
-    assert entry(output)["event"] == (
-        "PUT https://bucket.s3.eu-central-1.amazonaws.com/a/orders.csv?[redacted] failed"
-    )
+    assert entry(output)["event"] == ("PUT https://bucket.s3.eu-central-1.amazonaws.com/a/orders.csv?[redacted] failed")
 
 
-@pytest.mark.parametrize("text", [URL.partition("?")[2], f"/a/orders.csv?{URL.partition('?')[2]}", URL.upper(), repr(URL)])
+@pytest.mark.parametrize(
+    "text", [URL.partition("?")[2], f"/a/orders.csv?{URL.partition('?')[2]}", URL.upper(), repr(URL)]
+)
 def test_signatures_are_taken_out_of_any_part_of_a_url(text: str) -> None:
     assert_clean(log.redact(text))
 
@@ -187,10 +187,7 @@ def test_secrets_are_taken_out_of_bound_and_of_context_values(output: io.StringI
 
 
 def fail() -> None:
-    try:
-        raise ValueError(f"inner {URL}")
-    except ValueError as inner:
-        raise RuntimeError(f"outer {KEY}") from inner
+    raise RuntimeError(f"outer {KEY}") from ValueError(f"inner {URL}")
 
 
 @pytest.mark.parametrize("style", ["json", "text"])
@@ -242,9 +239,7 @@ def test_chatter_of_libraries_that_would_show_urls_is_off(library: str) -> None:
 
 
 @pytest.mark.parametrize(("level", "shown"), [(25, "info"), (35, "warning"), (99, "critical")])
-def test_a_level_that_a_library_made_up_is_shown_as_the_one_below(
-    level: int, shown: str, output: io.StringIO
-) -> None:
+def test_a_level_that_a_library_made_up_is_shown_as_the_one_below(level: int, shown: str, output: io.StringIO) -> None:
     logging.getLogger("some.library").log(level, "odd")
     assert entry(output)["level"] == shown
 

@@ -154,8 +154,14 @@ def test_a_fingerprint_is_what_stat_saw(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "same"),
-    [({}, True), ({"ctime_ns": 9}, True), ({"inode": 9}, True), ({"device": 9}, True)]
-    + [({"size": 9}, False), ({"mtime_ns": 9}, False)],
+    [
+        ({}, True),
+        ({"ctime_ns": 9}, True),
+        ({"inode": 9}, True),
+        ({"device": 9}, True),
+        ({"size": 9}, False),
+        ({"mtime_ns": 9}, False),
+    ],
 )
 def test_only_size_and_mtime_tell_of_other_content(change: dict[str, int], same: bool) -> None:  # noqa: FBT001
     values = {"size": 1, "mtime_ns": 2, "ctime_ns": 3, "inode": 4, "device": 5}

@@ -72,9 +72,7 @@ def test_the_watchdog_hears_twice_as_often_as_it_asks(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("microseconds", [None, "", "0", "-5", "soon"])
-def test_a_watchdog_that_does_not_ask_hears_nothing(
-    microseconds: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_watchdog_that_does_not_ask_hears_nothing(microseconds: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     if microseconds is not None:

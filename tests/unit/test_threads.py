@@ -145,9 +145,13 @@ def test_threads_have_their_names_and_cannot_keep_the_process_alive() -> None:
 def test_join_returns_those_that_still_run_and_forgets_those_that_ended() -> None:
     group = ThreadGroup(died=Deaths())
     stop = threading.Event()
-    group.start("upload-1", stop.wait)
+
+    def work() -> None:
+        stop.wait()
+
+    group.start("upload-1", work)
     group.start("upload-2", lambda: None)
-    group.start("intake", stop.wait)
+    group.start("intake", work)
     assert group.names("upload-") == ["upload-1", "upload-2"]
     assert group.join(["upload-2"], timeout=PATIENCE_SECONDS) == []
     assert group.join(group.names(), timeout=0.0) == ["upload-1", "intake"]

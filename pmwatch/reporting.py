@@ -86,8 +86,7 @@ class Reporter:
                 ),
             )
         getattr(self._log, level)(event, **facts)
-        self._on_report(report)
-        self._wake()
+        self._on_report(report)  # no wake: whoever finished a delivery looks for the next one itself
 
     def _count(self, report: Report) -> None:
         folder = report.delivery.folder

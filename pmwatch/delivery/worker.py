@@ -349,9 +349,10 @@ class Uploader:
             self._ledger.dispose_later(delivery, reason=error.reason, detail=error.message, not_before=not_before)
             self._report(_report_of("dispose_failed", delivery, error, not_before))
             return
-        self._ledger.disposed(delivery, location=location, kept=kept, now=self._now())
+        stays = _moves(folder) and kept  # a newer version stands there: it is news, whatever its bytes
+        self._ledger.disposed(delivery, location=location, kept=kept and not stays, now=self._now())
         self._report(Report("disposed", delivery, location=location))
-        if kept:  # a newer version stands there
+        if stays:
             self._look_again(delivery.folder, delivery.path)
 
     # ---- trouble ------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ Source of paths, fields and answers: ProcessMind's "API calls" and "API referenc
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final, Self, TypeVar
+from collections.abc import Hashable, Mapping
+from functools import lru_cache
+from typing import Any, Final, Self, TypeVar, cast
 from urllib.parse import quote
 
 import httpx
@@ -158,13 +159,20 @@ def _parse(shape: type[_T], response: httpx.Response) -> _T:
     if isinstance(data, dict) and shape != dict[str, Any] and not _is_model(shape):
         data = next((value for value in data.values() if isinstance(value, list)), data)  # {"datasets": […]}
     try:
-        return TypeAdapter(shape).validate_python(data)
+        parsed: _T = _adapter(cast("Hashable", shape)).validate_python(data)
     except (ValidationError, RecursionError):
         raise ServerFault(
             f"{place}: the answer has another shape than documented",
             reason="bad_answer",
             status=response.status_code,
         ) from None
+    return parsed
+
+
+@lru_cache(maxsize=64)
+def _adapter(shape: Hashable) -> TypeAdapter[Any]:
+    """Return the validator of a shape; building one costs more than using it."""
+    return TypeAdapter(shape)
 
 
 def _is_model(shape: type[Any]) -> bool:

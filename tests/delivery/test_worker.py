@@ -1137,3 +1137,24 @@ def test_an_unknown_answer_counts_against_the_file(world: World) -> None:
     world.run()
     assert world.get(id_).first_failed_at == world.clock()
     assert all(gate.is_open for gate in world.gates.all())
+
+
+def test_the_same_bytes_rewritten_between_upload_and_disposal_are_disposed_of_too(world: World) -> None:
+    world.folder(after_upload=AfterUpload.ARCHIVE)
+    path = world.drop / "a.csv"
+    world.settle("a.csv", b"id\n1\n")
+
+    def arrive(report: Report) -> None:
+        if report.what == "uploaded":
+            path.write_bytes(b"id\n1\n")
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+
+    world.on_report = arrive
+    world.run()
+    assert path.exists()
+    world.on_report = lambda _: None
+    again = world.settle("a.csv")
+    world.run()
+    assert world.get(again).outcome == "duplicate"
+    assert world.stored() == [b"id\n1\n"]
+    assert not path.exists()

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 import pmwatch
 from pmwatch.sandbox import SandboxServer
+from support.s3servers import SeaweedFS, running_seaweedfs
 from support.services import REQUIRE
 
 SCALE = int(os.environ.get("PMWATCH_TEST_SCALE", "1"))
@@ -32,6 +33,13 @@ def pytest_sessionstart() -> None:
 def sandbox(tmp_path: Path) -> Iterator[SandboxServer]:
     """A running local ProcessMind."""
     with SandboxServer(tmp_path / "sandbox") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """A running SeaweedFS, one for all tests that need a real S3 server."""
+    with running_seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
         yield server
 
 

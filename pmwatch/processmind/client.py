@@ -172,7 +172,7 @@ def _parse(shape: type[_T], response: httpx.Response) -> _T:
 @lru_cache(maxsize=64)
 def _adapter(shape: Hashable) -> TypeAdapter[Any]:
     """Return the validator of a shape; building one costs more than using it."""
-    return TypeAdapter(shape)
+    return TypeAdapter(cast("Any", shape))
 
 
 def _is_model(shape: type[Any]) -> bool:

@@ -55,6 +55,7 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)  # who comes before the server runs waits instead of being refused
     except OSError as error:
         listener.close()
         raise PmwatchError(

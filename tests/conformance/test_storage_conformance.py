@@ -11,16 +11,10 @@ from pmwatch.errors import AlreadyThere, Interrupted, PmwatchError, Rejected, So
 from pmwatch.model import MAX_PUT_BYTES
 from pmwatch.processmind import Http, Receipt, Storage
 from pmwatch.sandbox import SandboxServer
-from support.s3servers import S3Server, Sandbox, running_seaweedfs
+from support.s3servers import S3Server, Sandbox
 
 MIB = 1024 * 1024
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
-
-
-@pytest.fixture(scope="session")
-def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with running_seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 
 from pmwatch.sandbox.eventlogs import csv_bytes, order_to_cash, xlsx_bytes
 from support.daemon import Daemon, folder_toml, wait_for
-from support.s3servers import SeaweedFS, running_seaweedfs
+from support.s3servers import SeaweedFS
 
 
 class Api(ThreadingHTTPServer):
@@ -59,15 +59,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the tests' output clean."""
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
-    with running_seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
-        yield server
-
-
 @pytest.fixture
-def api(s3: SeaweedFS) -> Iterator[Api]:
-    with Api(s3) as server:
+def api(seaweedfs: SeaweedFS) -> Iterator[Api]:
+    with Api(seaweedfs) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield server

@@ -193,7 +193,7 @@ def running_seaweedfs(directory: Path) -> Iterator[SeaweedFS]:
     command = [program, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
     for name, port, grpc_port in zip(names, ports[::2], ports[1::2], strict=True):
         command += [f"-{name}={port}", f"-{name}.grpc={grpc_port}"]
-    command += [f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.autoCreateBucket=false"]
+    command += [f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
     command += ["-volume.max=20", "-master.volumeSizeLimitMB=256", "-master.telemetry=false"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=directory)

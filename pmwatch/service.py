@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+from urllib.parse import urlsplit
 
 import structlog
 
 from pmwatch import __version__, systemd
 from pmwatch.answers import Answers
-from pmwatch.audit import audit
+from pmwatch.audit import Account, audit
 from pmwatch.config import Settings, is_loopback
 from pmwatch.delivery.gates import Gates
 from pmwatch.delivery.remote import ProcessMindRemote, Remote
@@ -93,8 +94,7 @@ RemoteFactory = Callable[[Settings, Http, KeyRing], Remote]
 def processmind_remote(settings: Settings, http: Http, keys: KeyRing) -> Remote:
     """Return the real remote end. Loopback storage is allowed only where the API itself is on this machine."""
     base_url = settings.api.base_url
-    host = base_url.split("//", 1)[-1].split("/", 1)[0].rpartition("@")[2]
-    host = host.rpartition(":")[0] or host if not host.endswith("]") else host
+    host = urlsplit(base_url).hostname or ""
     storage = Storage(http, allowed_hosts=settings.api.allowed_upload_hosts, allow_loopback=is_loopback(host))
     tenants = {tenant.name: tenant for tenant in settings.tenants}
     return ProcessMindRemote(http=http, storage=storage, base_url=base_url, tenants=tenants, keys=keys)
@@ -296,7 +296,7 @@ class Service:
             self._log.info("ready", watching=self.watcher.count())
             if self._mode is Mode.ONCE:
                 self._begin_drain()
-        elif self._phase is Phase.RUNNING:
+        elif self._phase is Phase.RUNNING and systemd.is_listening():  # the summary asks the ledger
             systemd.notify(STATUS=self.answers.summary())
         if self._phase is Phase.DRAINING and (
             self._is_drained() or self._is_hopeless() or time.monotonic() >= self._drain_until
@@ -534,11 +534,15 @@ class Service:
     def _audit(self, intake: FolderIntake) -> None:
         """Audit one folder. What has no account twice, with a scan in between, is reported."""
         name = intake.folder.name
-        account = audit(intake.folder, self.ledger, is_settling=lambda path: intake.candidate(path) is not None)
+
+        def take() -> Account:
+            return audit(intake.folder, self.ledger, is_settling=lambda path: intake.candidate(path) is not None)
+
+        account = take()
         if account.unaccounted:
             intake.inbox.rescan()
             self._no_more_claims.wait(_SECOND_LOOK_SECONDS)
-            account = audit(intake.folder, self.ledger, is_settling=lambda path: intake.candidate(path) is not None)
+            account = take()
         self._unaccounted[name] = account.unaccounted
         if account.unaccounted:
             self._log.error(

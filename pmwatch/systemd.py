@@ -4,14 +4,19 @@ import os
 import socket
 
 
+def is_listening() -> bool:
+    """Tell whether systemd asked for notifications: `$NOTIFY_SOCKET` is a path, or an abstract name after `@`."""
+    return os.environ.get("NOTIFY_SOCKET", "")[:1] in ("/", "@")
+
+
 def notify(**fields: str | int) -> bool:
     """Send one datagram such as `notify(READY=1, STATUS="watching 3 folders")`; False where nobody listens.
 
     Source: sd_notify(3), "Standalone Implementations". A leading `@` in `$NOTIFY_SOCKET` is an abstract socket.
     """
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address[:1] not in ("/", "@"):
+    if not is_listening():
         return False
+    address = os.environ["NOTIFY_SOCKET"]
     message = "\n".join(f"{name}={str(value).replace(chr(10), ' ')}" for name, value in fields.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         try:

@@ -234,6 +234,7 @@ class Service:
             started=self._reporter.put_started,
             abort=self._abort,
             beat=lambda: self._pulse.beat(threading.current_thread().name),
+            share=self._settings.delivery.max_parallel,
         )
 
     def _start(self) -> None:

@@ -53,6 +53,11 @@ class Gates:
         with self._lock:
             self._gates.setdefault(name, Gate(name))
 
+    @property
+    def all_open(self) -> bool:
+        """Tell whether deliveries flow through every gate."""
+        return all(gate.is_open for gate in self.all())
+
     def shut_for(self, tenants: list[str]) -> list[str]:
         """Return the tenants of whom nothing may be claimed now, for their own gate or their storage's."""
         with self._lock:

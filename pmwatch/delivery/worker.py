@@ -1,4 +1,7 @@
-"""One attempt after the other: claim a delivery, see that it is needed, presign, PUT, verify, dispose.
+"""One run of attempts after the other: claim, see what is needed, presign, PUT, verify, dispose.
+
+A run is one delivery, or several small ones of one lane: what costs the same for one as for many (a commit, a
+round trip) is done once for all of them, but they are PUT one after the other, in their order.
 
 Each step raises one of pmwatch's errors; one place turns it into what the design says: back to the queue with
 a time, a closed gate, held, failed or vanished. Nothing is logged here: `report` gets what happened.
@@ -7,6 +10,7 @@ a time, a closed gate, held, failed or vanished. Nothing is logged here: `report
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,14 +34,19 @@ from pmwatch.errors import (
     SourceVanished,
     UrlExpired,
 )
-from pmwatch.ledger import Decided, Ledger, StaleClaim, Verdict
-from pmwatch.model import MAX_PUT_BYTES, AfterUpload, Dedup, Delivery, Folder, State, Target
+from pmwatch.ledger import Arrived, Decided, Disposed, Ledger, StaleClaim, Verdict
+from pmwatch.model import MAX_PUT_BYTES, AfterUpload, Dedup, Delivery, Folder, Order, State, Target
 from pmwatch.processmind import Receipt, url_expiry, url_host
 
 _URL_MARGIN_SECONDS: Final = 60.0
-_HASH_FIRST_BYTES: Final = 1024 * 1024  # reading so little twice costs less than sending it twice
+_RUN_FILES: Final = 32
+_LONGEST_UNSAID_SECONDS: Final = 0.02  # how long an arrival may wait to share a commit with the next one
 _WAIT_FOR_EQUAL_SECONDS: Final = 0.05
 _LEDGER_RETRY_SECONDS: Final = 1.0
+
+
+SMALL_BYTES: Final = 1024 * 1024
+"""Up to here a source is hashed before it is sent, for reading so little twice costs less than sending it twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +73,41 @@ class Report:
     location: bytes = b""
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """What an attempt has reached. `gate` is whose trouble an error would be: the tenant's or the storage host's."""
+
+    delivery: Delivery
+    folder: Folder
+    url: str
+    gate: str
+    repeated: bool = False  # the URL is from an earlier attempt, whose bytes may have arrived
+    source: Source | None = None
+    sha256: str = ""
+    decided: Decided = Decided(Verdict.SEND)
+
+
 @dataclass(frozen=True, slots=True)
 class _Sent:
+    attempt: _Attempt
     receipt: Receipt | None
     sha256: str
     seconds: float
     verified: bool | None
+    at: float
 
 
-@dataclass(slots=True)
-class _Progress:
-    """What an attempt has reached; the error handler needs it."""
+class _Run:
+    """Deliveries of one lane that were claimed together: `left` are those that still are this claim's."""
 
-    url: str = ""
-    gate: str = ""
+    def __init__(self, deliveries: list[Delivery]) -> None:
+        self.left = {one.id: one for one in deliveries}
+        self.attempts: list[_Attempt] = []
+        self.sent: list[_Sent] = []
+
+    def over(self, delivery: Delivery) -> None:
+        """Say that a delivery's claim has ended."""
+        self.left.pop(delivery.id, None)
 
 
 class Uploader:
@@ -97,6 +127,7 @@ class Uploader:
         abort: threading.Event,
         beat: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
+        share: int = 1,
     ) -> None:
         self._ledger = ledger
         self._remote = remote
@@ -109,21 +140,27 @@ class Uploader:
         self._abort = abort
         self._beat = beat
         self._now = now
+        self._share = share  # among how many threads what waits is divided
         self._lock = threading.Lock()
         self._disposing: set[int] = set()
 
     # ---- what a thread calls ------------------------------------------------------------------------------
 
     def run_one(self) -> bool:
-        """Work on one delivery, if any may go now; tell whether there was one."""
+        """Work on one run of deliveries, if any may go now; tell whether there was one."""
         tenants = {target.tenant for folder in self._folders().values() for target in _tenants_of(folder)}
-        delivery = self._ledger.claim(now=self._now(), without_tenants=self._gates.shut_for(sorted(tenants)))
-        if delivery is None:
+        shut = self._gates.shut_for(sorted(tenants))
+        at_most = _RUN_FILES if self._gates.all_open else 1  # a probe goes alone
+        claimed = self._ledger.claim_run(
+            now=self._now(), without_tenants=shut, at_most=at_most, small=SMALL_BYTES, share=self._share
+        )
+        if not claimed:
             return self._dispose_one()
-        if not self._gates.enter(delivery.target.tenant):
-            self._return(delivery, "gate")
-            return True
-        self._attempt(delivery)
+        run = _Run(claimed)
+        if self._gates.enter(claimed[0].target.tenant):
+            self._work(run)
+        else:
+            self._put_back(run, "gate")
         return True
 
     def resolve_names(self, targets: Iterable[Target]) -> dict[Target, PmwatchError | None]:
@@ -158,165 +195,253 @@ class Uploader:
         if self._abort.is_set():
             raise Interrupted("pmwatch is shutting down")
 
-    # ---- one attempt --------------------------------------------------------------------------------------
+    # ---- one run ------------------------------------------------------------------------------------------
 
-    def _attempt(self, delivery: Delivery) -> None:
-        folder = self._folders().get(delivery.folder)
-        progress = _Progress(url=delivery.presigned_url, gate=delivery.target.tenant)
-        if folder is None:
-            self._gates.left(progress.gate)
-            self._return(delivery, "folder_removed")
-            return
+    def _work(self, run: _Run) -> None:
+        tenant = next(iter(run.left.values())).target.tenant
         try:
-            self._deliver(delivery, folder, progress)
-        except StaleClaim:
-            raise
+            self._deliver(run)
+            self._put_back(run, "interrupted" if self._abort.is_set() else "")
         except LedgerError as error:
-            self._give_back_somehow(delivery, error, progress)
-        except PmwatchError as error:
-            try:
-                self._failed(delivery, folder, error, progress)
-            except LedgerError as trouble:
-                self._give_back_somehow(delivery, trouble, progress)
+            self._give_back_somehow(run, error)
         finally:
-            self._gates.left(delivery.target.tenant)
-            if progress.gate != delivery.target.tenant:
-                self._gates.left(progress.gate)
+            for gate in {tenant, *(attempt.gate for attempt in run.attempts)}:
+                self._gates.left(gate)
 
-    def _deliver(self, delivery: Delivery, folder: Folder, progress: _Progress) -> None:
-        with Source(*source_of(delivery, folder)) as source:
-            _check_version(delivery, source)
-            decided, sha256 = self._decide(delivery, folder, source)
-            if decided.verdict is Verdict.SEND:
-                sent = self._send(delivery, source, progress)
-                _verify(sent, expected=sha256)  # a change after the last byte is the next version's business
-                self._uploaded(delivery, folder, sent)
-                return
-        self._not_needed(delivery, folder, decided, sha256)
+    def _deliver(self, run: _Run) -> None:
+        """Bring a run as far as it goes; what is left of it then has to be put back."""
+        with ExitStack() as sources:
+            self._prepare(run, sources)
+            self._decide(run)
+            self._presign_all(run)
+            for attempt in run.attempts:
+                if attempt.decided.verdict is Verdict.SEND:
+                    goes_on = self._attempt(run, attempt, self._send)
+                else:
+                    self._arrived(run)
+                    goes_on = self._not_needed(run, attempt)
+                if not goes_on:
+                    break
+            self._arrived(run)
 
-    def _decide(self, delivery: Delivery, folder: Folder, source: Source) -> tuple[Decided, str]:
-        """Hash first where this content may have gone before; else send at once and hash on the way."""
-        if folder.dedup is Dedup.OFF:
-            return Decided(Verdict.SEND), ""
-        large = source.fingerprint.size > _HASH_FIRST_BYTES
-        if large and not delivery.previous_id and self._ledger.reserve_size(delivery):
-            return Decided(Verdict.SEND), ""
-        sha256 = source.hash(check=self._check)
-        return self._ledger.decide(delivery, sha256, folder.dedup), sha256
-
-    def _send(self, delivery: Delivery, source: Source, progress: _Progress) -> _Sent:
-        """PUT, to the remembered URL where there is one; presign again, once, where it has expired."""
-        repeated = self._is_usable(progress.url)
-        if not repeated:
-            self._presign(delivery, source, progress)
-        self._enter_storage(delivery, progress)
+    def _attempt(self, run: _Run, attempt: _Attempt, step: Callable[[_Run, _Attempt], None]) -> bool:
+        """Take one step of an attempt; tell whether those behind it in the run may go on."""
         try:
-            return self._put(delivery, source, progress, only_if_absent=repeated)
-        except UrlExpired:
-            self._gates.succeeded(progress.gate)  # the storage is well; trouble from here on is the API's again
-            progress.gate = delivery.target.tenant
-            self._presign(delivery, source, progress)
-        self._enter_storage(delivery, progress)
-        return self._put(delivery, source, progress, only_if_absent=False)
+            step(run, attempt)
+        except LedgerError:
+            raise
+        except PmwatchError as error:
+            self._arrived(run)  # those before it, before its own fate is told
+            run.over(attempt.delivery)
+            try:
+                return self._failed(attempt, error)
+            except LedgerError:
+                run.left[attempt.delivery.id] = attempt.delivery
+                raise
+        return True
+
+    def _prepare(self, run: _Run, sources: ExitStack) -> None:
+        """Open each source, and hash the small ones: their content may have gone before."""
+        for delivery in list(run.left.values()):
+            folder = self._folders().get(delivery.folder)
+            if folder is None:
+                run.over(delivery)
+                self._return(delivery, "folder_removed")
+                continue
+            attempt = _Attempt(delivery, folder, delivery.presigned_url, delivery.target.tenant)
+            if not self._attempt(run, attempt, self._look):
+                return
+            if attempt.source is not None:
+                sources.enter_context(attempt.source)
+                run.attempts.append(attempt)
+
+    def _look(self, _run: _Run, attempt: _Attempt) -> None:
+        """See that the source is the version that settled, and hash it first where it pays."""
+        delivery, folder = attempt.delivery, attempt.folder
+        with ExitStack() as stack:
+            source = stack.enter_context(Source(*source_of(delivery, folder)))
+            _check_version(delivery, source)
+            if folder.dedup is not Dedup.OFF:
+                large = source.fingerprint.size > SMALL_BYTES
+                if not (large and not delivery.previous_id and self._ledger.reserve_size(delivery)):
+                    attempt.sha256 = source.hash(check=self._check)
+            attempt.source = source
+            stack.pop_all()  # from here on the run closes it
+
+    def _decide(self, run: _Run) -> None:
+        """Ask the ledger what still has to go. A run ends where that depends on what it sends before."""
+        asked = [one for one in run.attempts if one.sha256]
+        decided = self._ledger.decide([(one.delivery, one.sha256, one.folder.dedup) for one in asked]) if asked else []
+        for attempt, answer in zip(asked, decided, strict=False):
+            attempt.decided = answer
+        if len(decided) < len(asked):
+            del run.attempts[run.attempts.index(asked[len(decided)]) :]
+
+    # ---- sending ------------------------------------------------------------------------------------------
+
+    def _presign_all(self, run: _Run) -> None:
+        """Get a URL for each delivery that has to go, and remember them all before the first byte goes."""
+        ready: list[_Attempt] = []
+        fresh: list[_Attempt] = []
+        for attempt in run.attempts:
+            if attempt.decided.verdict is Verdict.SEND:
+                attempt.repeated = self._is_usable(attempt.url)
+                if not attempt.repeated and not self._attempt(run, attempt, self._presign):
+                    break
+                if attempt.delivery.id not in run.left:
+                    continue
+                if not attempt.repeated:
+                    fresh.append(attempt)
+            ready.append(attempt)
+        run.attempts = ready
+        self._remember(fresh)
+
+    def _remember(self, attempts: list[_Attempt]) -> None:
+        asked = [(one.delivery, one.url, one.source.fingerprint) for one in attempts if one.source is not None]
+        if asked:
+            self._ledger.remember_urls(asked)
 
     def _is_usable(self, url: str) -> bool:
         expiry = url_expiry(url) if url else None
         return expiry is not None and expiry - _URL_MARGIN_SECONDS > self._now()
 
-    def _presign(self, delivery: Delivery, source: Source, progress: _Progress) -> None:
-        if source.fingerprint.size > MAX_PUT_BYTES:
+    def _presign(self, _run: _Run, attempt: _Attempt) -> None:
+        self._check()
+        assert attempt.source is not None
+        source = attempt.source.fingerprint
+        if source.size > MAX_PUT_BYTES:
             raise Rejected(
-                f"{source.fingerprint.size} bytes are more than one upload takes (5 GiB)",
+                f"{source.size} bytes are more than one upload takes (5 GiB)",
                 hint="Split the export into files below 5 GiB.",
                 reason="too_large",
             )
-        progress.url = ""
-        progress.url = self._remote.presign(delivery, source.fingerprint)
-        self._gates.succeeded(delivery.target.tenant)
-        self._ledger.remember_url(delivery, progress.url, source.fingerprint)
+        attempt.url = ""
+        attempt.url = self._remote.presign(attempt.delivery, source)
+        self._gates.succeeded(attempt.delivery.target.tenant)
 
-    def _enter_storage(self, delivery: Delivery, progress: _Progress) -> None:
+    def _send(self, run: _Run, attempt: _Attempt) -> None:
+        """PUT one source; presign again, once, where its URL has expired."""
+        if run.sent and self._now() - run.sent[0].at > _LONGEST_UNSAID_SECONDS:
+            self._arrived(run)
+        self._check()
+        assert attempt.source is not None
+        self._enter_storage(attempt)
+        try:
+            sent = self._put(attempt, attempt.source, only_if_absent=attempt.repeated)
+        except UrlExpired:
+            self._gates.succeeded(attempt.gate)  # the storage is well; trouble from here on is the API's again
+            attempt.gate = attempt.delivery.target.tenant
+            self._presign(run, attempt)
+            self._remember([attempt])
+            self._enter_storage(attempt)
+            sent = self._put(attempt, attempt.source, only_if_absent=False)
+        _verify(sent)  # a change after the last byte is the next version's business
+        run.sent.append(sent)
+
+    def _enter_storage(self, attempt: _Attempt) -> None:
         """Go through the storage host's gate as well, or turn back unharmed."""
-        host = url_host(progress.url)
-        self._gates.points_to(delivery.target.tenant, host)  # or what waits for a closed one would be claimed again
+        host = url_host(attempt.url)
+        tenant = attempt.delivery.target.tenant
+        self._gates.points_to(tenant, host)  # or what waits for a closed one would be claimed again
         if not self._gates.enter(host):
             raise _GateShut(f"waiting for {host}")
-        progress.gate = host
+        attempt.gate = host
 
-    def _put(self, delivery: Delivery, source: Source, progress: _Progress, *, only_if_absent: bool) -> _Sent:
+    def _put(self, attempt: _Attempt, source: Source, *, only_if_absent: bool) -> _Sent:
         started = time.monotonic()
-        self._started(delivery)
+        self._started(attempt.delivery)
 
         def open_body() -> Iterator[bytes]:
             return source.chunks(check=self._check)
 
+        receipt = None
+        verified = None
         try:
             receipt = self._remote.put(
-                progress.url,
+                attempt.url,
                 open_body,
                 size=source.fingerprint.size,
-                filename=api_filename(delivery.path),
+                filename=api_filename(attempt.delivery.path),
                 only_if_absent=only_if_absent,
             )
         except AlreadyThere:
             if not only_if_absent:
                 raise
-            self._gates.succeeded(progress.gate)
-            return _Sent(None, source.hash(check=self._check), time.monotonic() - started, None)
-        self._gates.succeeded(progress.gate)
-        if source.fingerprint.size == 0:
-            source.hash()
-        verified = source.md5 == receipt.md5 if receipt.md5 else None
-        return _Sent(receipt, source.sha256, time.monotonic() - started, verified)
+            source.hash(check=self._check)
+        else:
+            if source.fingerprint.size == 0:
+                source.hash()
+            verified = source.md5 == receipt.md5 if receipt.md5 else None
+        self._gates.succeeded(attempt.gate)
+        return _Sent(attempt, receipt, source.sha256, time.monotonic() - started, verified, self._now())
 
     # ---- ends ---------------------------------------------------------------------------------------------
 
-    def _uploaded(self, delivery: Delivery, folder: Folder, sent: _Sent) -> None:
-        detail = {None: "etag not comparable", True: "etag verified"}.get(sent.verified, "")
-        if sent.receipt is None:
-            detail = "an earlier attempt had arrived"
-        self._ledger.uploaded(
-            delivery,
-            sha256=sent.sha256,
-            etag=sent.receipt.etag if sent.receipt else "",
-            detail=detail,
-            now=self._now(),
-            dispose=_moves(folder),
-        )
-        self._report(
-            Report(
-                "uploaded",
-                delivery,
-                message=detail,
-                sha256=sent.sha256,
-                put_seconds=sent.seconds,
-                request_id=sent.receipt.request_id if sent.receipt else "",
-                etag_verified=sent.verified,
+    def _arrived(self, run: _Run) -> None:
+        """Enter into the ledger, in one commit, what the storage confirmed; then report and dispose."""
+        if not run.sent:
+            return
+        sent, run.sent = run.sent, []
+        arrived = [
+            Arrived(
+                one.attempt.delivery,
+                sha256=one.sha256,
+                etag=one.receipt.etag if one.receipt else "",
+                detail=_detail(one),
+                at=one.at,
+                dispose=_moves(one.attempt.folder),
             )
-        )
-        self._dispose_after(delivery, folder)
+            for one in sent
+        ]
+        self._ledger.uploaded(arrived)
+        for one in sent:
+            run.over(one.attempt.delivery)
+            self._report(
+                Report(
+                    "uploaded",
+                    one.attempt.delivery,
+                    message=_detail(one),
+                    sha256=one.sha256,
+                    put_seconds=one.seconds,
+                    request_id=one.receipt.request_id if one.receipt else "",
+                    etag_verified=one.verified,
+                )
+            )
+        self._dispose_after([(one.attempt.delivery, one.attempt.folder) for one in sent])
 
-    def _not_needed(self, delivery: Delivery, folder: Folder, decided: Decided, sha256: str) -> None:
-        """End a delivery whose content went before, or wait for the equal one that is under way."""
+    def _not_needed(self, run: _Run, attempt: _Attempt) -> bool:
+        """End a delivery whose content went before, or wait for the equal one under way; tell whether to go on."""
+        delivery, folder, decided = attempt.delivery, attempt.folder, attempt.decided
         if decided.verdict is Verdict.WAIT:
-            not_before = self._now() + _WAIT_FOR_EQUAL_SECONDS
-            self._return(delivery, "equal_under_way", not_before=not_before)
+            self._return(delivery, "equal_under_way", not_before=self._now() + _WAIT_FOR_EQUAL_SECONDS)
         elif decided.verdict is Verdict.UNCHANGED:
             self._ledger.unchanged(delivery)
-            self._report(Report("unchanged", delivery, sha256=sha256))
+            self._report(Report("unchanged", delivery, sha256=attempt.sha256))
         else:
-            self._ledger.duplicate(delivery, sha256=sha256, of=decided.of, now=self._now(), dispose=_moves(folder))
+            now = self._now()
+            self._ledger.duplicate(delivery, sha256=attempt.sha256, of=decided.of, now=now, dispose=_moves(folder))
             self._report(
-                Report("duplicate", delivery, sha256=sha256, duplicate_of=decided.of, older_version=decided.older)
+                Report(
+                    "duplicate",
+                    delivery,
+                    sha256=attempt.sha256,
+                    duplicate_of=decided.of,
+                    older_version=decided.older,
+                )
             )
-            self._dispose_after(delivery, folder)
+            self._dispose_after([(delivery, folder)])
+        run.over(delivery)
+        return decided.verdict is not Verdict.WAIT
 
-    def _dispose_after(self, delivery: Delivery, folder: Folder) -> None:
-        if not _moves(folder):
-            return
-        uploaded = self._ledger.get(delivery.id)
-        if uploaded is not None:
-            self._dispose(uploaded, folder)
+    def _dispose_after(self, ended: list[tuple[Delivery, Folder]]) -> None:
+        """Dispose of sources that need it, now that the ledger says that their content is safe."""
+        self._dispose(
+            [
+                (uploaded, folder)
+                for delivery, folder in ended
+                if _moves(folder) and (uploaded := self._ledger.get(delivery.id)) is not None
+            ]
+        )
 
     def _dispose_one(self) -> bool:
         delivery = self._ledger.claim_disposal(now=self._now())
@@ -324,38 +449,52 @@ class Uploader:
             return False
         folder = self._folders().get(delivery.folder)
         if folder is None:  # its policy is gone: leave the file, the upload is safe
-            self._ledger.disposed(delivery, location=delivery.location, kept=True, now=self._now())
+            self._ledger.disposed([Disposed(delivery, delivery.location, kept=True, at=self._now())])
         else:
-            self._dispose(delivery, folder)
+            self._dispose([(delivery, folder)])
         return True
 
-    def _dispose(self, delivery: Delivery, folder: Folder) -> None:
-        """Dispose of a source, unless another thread still is at it: a large copy outlives the ledger's lease."""
+    def _dispose(self, uploaded: list[tuple[Delivery, Folder]]) -> None:
+        """Dispose of sources, but for those another thread still is at: a large copy outlives the ledger's lease."""
         with self._lock:
-            if delivery.id in self._disposing:
-                return
-            self._disposing.add(delivery.id)
+            mine = [(delivery, folder) for delivery, folder in uploaded if delivery.id not in self._disposing]
+            self._disposing.update(delivery.id for delivery, _ in mine)
         try:
-            self._dispose_alone(delivery, folder)
+            gone = [one for delivery, folder in mine if (one := self._dispose_alone(delivery, folder)) is not None]
+            if not gone:
+                return
+            self._ledger.disposed([one for one, _ in gone])
+            for ended, stays in gone:
+                self._report(Report("disposed", ended.delivery, location=ended.location))
+                if stays:
+                    self._look_again(ended.delivery.folder, ended.delivery.path)
         finally:
             with self._lock:
-                self._disposing.discard(delivery.id)
+                self._disposing.difference_update(delivery.id for delivery, _ in mine)
 
-    def _dispose_alone(self, delivery: Delivery, folder: Folder) -> None:
+    def _dispose_alone(self, delivery: Delivery, folder: Folder) -> tuple[Disposed, bool] | None:
+        """Dispose of one source; tell what became of it, and whether a newer version stands in its place."""
         try:
             location, kept = dispose(delivery, folder, beat=self._beat)
         except DisposeError as error:
             not_before = self._now() + self._policy.wait(self._now() - delivery.uploaded_at)
             self._ledger.dispose_later(delivery, reason=error.reason, detail=error.message, not_before=not_before)
             self._report(_report_of("dispose_failed", delivery, error, not_before))
-            return
+            return None
         stays = _moves(folder) and kept  # a newer version stands there: it is news, whatever its bytes
-        self._ledger.disposed(delivery, location=location, kept=kept and not stays, now=self._now())
-        self._report(Report("disposed", delivery, location=location))
-        if stays:
-            self._look_again(delivery.folder, delivery.path)
+        return Disposed(delivery, location, kept=kept and not stays, at=self._now()), stays
 
     # ---- trouble ------------------------------------------------------------------------------------------
+
+    def _put_back(self, run: _Run, reason: str) -> None:
+        """Give back what is left of a run, unharmed."""
+        left = list(run.left.values())
+        if not left:
+            return
+        self._ledger.put_back(left, reason=reason)
+        run.left.clear()
+        for delivery in left:
+            self._report(Report("returned", delivery, reason=reason))
 
     def _return(self, delivery: Delivery, reason: str, *, not_before: float = 0.0, url: str | None = None) -> None:
         """Give a delivery back unharmed."""
@@ -369,62 +508,70 @@ class Uploader:
         )
         self._report(Report("returned", delivery, reason=reason))
 
-    def _give_back_somehow(self, delivery: Delivery, error: LedgerError, progress: _Progress) -> None:
-        """Keep trying to give a delivery back to a ledger that cannot be written: nobody else ever would.
+    def _give_back_somehow(self, run: _Run, error: LedgerError) -> None:
+        """Keep trying to give a run back to a ledger that cannot be written: nobody else ever would.
 
-        Its URL is remembered, so that a PUT which had arrived is not sent a second time.
+        Its URLs are remembered, so that a PUT which had arrived is not sent a second time.
         """
-        self._report(_report_of("ledger_trouble", delivery, error, 0.0))
-        while not self._abort.wait(_LEDGER_RETRY_SECONDS):
-            self._beat()
-            try:
-                self._return(delivery, error.reason, url=progress.url)
-            except StaleClaim:
-                return
-            except LedgerError:
-                continue
-            return
+        urls = {attempt.delivery.id: attempt.url for attempt in run.attempts}
+        for delivery in run.left.values():
+            self._report(_report_of("ledger_trouble", delivery, error, 0.0))
+        for delivery in list(run.left.values()):
+            while not self._abort.is_set():
+                try:
+                    self._return(delivery, error.reason, url=urls.get(delivery.id))
+                except StaleClaim:
+                    break
+                except LedgerError:
+                    self._beat()
+                    self._abort.wait(_LEDGER_RETRY_SECONDS)
+                    continue
+                break
 
-    def _failed(self, delivery: Delivery, folder: Folder, error: PmwatchError, progress: _Progress) -> None:
-        """Turn an error into the delivery's next state."""
+    def _failed(self, attempt: _Attempt, error: PmwatchError) -> bool:
+        """Turn an error into the delivery's next state; tell whether those behind it in the run may go on."""
+        delivery = attempt.delivery
         if isinstance(error, _GateShut | Interrupted):
-            self._return(delivery, error.reason, url=progress.url)
-        elif isinstance(error, SourceVanished | SourceChanged):
+            self._return(delivery, error.reason, url=attempt.url)
+            return False
+        if isinstance(error, SourceVanished | SourceChanged):
             self._vanished(delivery, error)
         elif error.decision is Decision.GATE:
-            self._close_gate(delivery, error, progress)
+            self._close_gate(attempt, error)
+            return False
         elif error.decision is Decision.RETRY:
-            self._retry(delivery, folder, error, progress)
+            return self._retry(attempt, error)
         elif error.decision is Decision.HOLD:
             self._end(delivery, State.HELD, error)
         else:
-            self._fail(delivery, folder, error)
+            self._fail(delivery, attempt.folder, error)
+        return True
 
     def _vanished(self, delivery: Delivery, error: PmwatchError) -> None:
         """The version that settled is gone; what stands there now, if anything, is looked at afresh."""
         self._end(delivery, State.VANISHED, error)
         self._look_again(delivery.folder, delivery.path)
 
-    def _close_gate(self, delivery: Delivery, error: PmwatchError, progress: _Progress) -> None:
-        self._gates.failed(progress.gate, error, retry_after=getattr(error, "retry_after", None))
+    def _close_gate(self, attempt: _Attempt, error: PmwatchError) -> None:
+        self._gates.failed(attempt.gate, error, retry_after=getattr(error, "retry_after", None))
         self._ledger.give_back(
-            delivery,
+            attempt.delivery,
             reason=error.reason,
             detail=error.message,
             not_before=0.0,
-            failed_at=delivery.first_failed_at,
-            url=progress.url,
+            failed_at=attempt.delivery.first_failed_at,
+            url=attempt.url,
         )
-        self._report(_report_of("gate", delivery, error, 0.0))
+        self._report(_report_of("gate", attempt.delivery, error, 0.0))
 
-    def _retry(self, delivery: Delivery, folder: Folder, error: PmwatchError, progress: _Progress) -> None:
-        now = self._now()
+    def _retry(self, attempt: _Attempt, error: PmwatchError) -> bool:
+        delivery, now = attempt.delivery, self._now()
         failed_at = delivery.first_failed_at or now
         if error.of_file and self._policy.given_up(now - failed_at):
-            self._fail(delivery, folder, error)
-            return
+            self._fail(delivery, attempt.folder, error)
+            return True
         not_before = now + self._policy.wait(now - failed_at)
-        url = "" if isinstance(error, UrlExpired | ChecksumMismatch) else progress.url
+        url = "" if isinstance(error, UrlExpired | ChecksumMismatch) else attempt.url
         self._ledger.give_back(
             delivery,
             reason=error.reason,
@@ -434,6 +581,7 @@ class Uploader:
             url=url,
         )
         self._report(_report_of("retry", delivery, error, not_before))
+        return attempt.folder.order is Order.NONE
 
     def _fail(self, delivery: Delivery, folder: Folder, error: PmwatchError) -> None:
         self._end(delivery, State.FAILED, error)
@@ -475,16 +623,22 @@ def _moves(folder: Folder) -> bool:
     return folder.after_upload is not AfterUpload.KEEP
 
 
+def _detail(sent: _Sent) -> str:
+    if sent.receipt is None:
+        return "an earlier attempt had arrived"
+    return {None: "etag not comparable", True: "etag verified"}.get(sent.verified, "")
+
+
 def _check_version(delivery: Delivery, source: Source) -> None:
     if not source.fingerprint.same_content_as(delivery.fingerprint):
         raise SourceChanged("the file changed since it had settled")
 
 
-def _verify(sent: _Sent, *, expected: str) -> None:
+def _verify(sent: _Sent) -> None:
     """Raise unless what went is exactly the version that was opened, and the storage confirmed it."""
     if not sent.sha256:
         raise ChecksumMismatch("the storage confirmed the upload before it had all of it")
-    if expected and sent.sha256 != expected:
+    if sent.attempt.sha256 and sent.sha256 != sent.attempt.sha256:
         raise SourceChanged("the file changed while it was sent")
     if sent.verified is False:
         raise ChecksumMismatch(

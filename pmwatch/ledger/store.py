@@ -2,10 +2,12 @@
 
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
@@ -21,7 +23,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from pmwatch.errors import LedgerError
@@ -77,6 +79,28 @@ class Decided:
     verdict: Verdict
     of: int = 0
     older: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A delivery whose bytes the storage confirmed at `at` (epoch seconds). Without `dispose` its source stays."""
+
+    delivery: Delivery
+    sha256: str
+    etag: str
+    detail: str
+    at: float
+    dispose: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Disposed:
+    """A delivery whose source was archived at `location`, deleted, or left because it is a newer version (`kept`)."""
+
+    delivery: Delivery
+    location: bytes
+    kept: bool
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,22 +293,46 @@ class Ledger:
     # ---- delivery ---------------------------------------------------------------------------------------
 
     def claim(self, *, now: float, without_tenants: Iterable[str] = ()) -> Delivery | None:
-        """Claim the next delivery that may go: its attempt is counted, and it is `uploading` from now on.
+        """Claim the next delivery that may go: its attempt is counted, and it is `uploading` from now on."""
+        return next(iter(self.claim_run(now=now, without_tenants=without_tenants)), None)
 
-        Lanes take turns. In an ordered lane only the first may go, and only when none is under way.
+    def claim_run(
+        self,
+        *,
+        now: float,
+        without_tenants: Iterable[str] = (),
+        at_most: int = 1,
+        small: int = 0,
+        share: int = 1,
+    ) -> list[Delivery]:
+        """Claim the next delivery that may go, and with it up to `at_most` in all that follow it in its lane.
+
+        Lanes take turns. In an ordered lane only the first may go, and only when none is under way. The next
+        ones come along while each is `small` (bytes) and of the same tenant; where the order does not matter,
+        only their part of what waits, for `share` workers want some. One that was under way when the process
+        died goes alone, for it may be what killed it.
         """
         without = tuple(without_tenants)
 
-        def work(c: Connection) -> Delivery | None:
-            given = {"now": now, "without": without}
+        def work(c: Connection) -> list[Delivery]:
+            given: dict[str, Any] = {"now": now, "without": without}
             first = [row for query in (_NEXT_ORDERED, _NEXT_UNORDERED) if (row := c.execute(query, given).first())]
             if not first:
-                return None
-            row = min(first, key=lambda one: int(one.turn))
-            claimed = {"attempts": row.attempts + 1, "claimed_at": now}
-            _move(c, row.id, row.folder, State.QUEUED, State.UPLOADING, claimed)
-            c.execute(_TAKE_TURN, {"of_lane": row.lane})
-            return _delivery(c.execute(_BY_ID, {"of_id": row.id}).one())
+                return []
+            head = min(first, key=lambda one: int(one.turn))
+            run = [head]
+            if at_most > 1 and _goes_along(head, head, small, now):
+                longest = at_most - 1 if head.ordered else at_most * share - 1
+                given = {"of_lane": head.lane, "of_seq": head.seq, "longest": longest}
+                run += takewhile(lambda row: _goes_along(row, head, small, now), c.execute(_FOLLOWING, given))
+                run = run if head.ordered else run[: max(1, min(at_most, len(run) // share))]
+            claimed = [
+                replace(_delivery(row), state=State.UPLOADING, attempts=row.attempts + 1, claimed_at=now) for row in run
+            ]
+            values = [(_delivery(row), {"attempts": row.attempts + 1, "claimed_at": now}) for row in run]
+            _move_all(c, values, State.QUEUED, State.UPLOADING)
+            c.execute(_TAKE_TURN, {"of_lane": head.lane})
+            return claimed
 
         return self._write(work)
 
@@ -293,9 +341,27 @@ class Ledger:
         due = self._read(lambda c: c.execute(_NEXT_DUE, {"now": now}).scalar_one())
         return None if due is None else float(due)
 
-    def decide(self, delivery: Delivery, sha256: str, policy: Dedup) -> Decided:
-        """Say whether this content still has to go; where it has, the hash is reserved against an equal one."""
-        return self._write(lambda c: _decide(c, delivery, sha256, policy))
+    def decide(self, asked: Sequence[tuple[Delivery, str, Dedup]]) -> list[Decided]:
+        """Say of each delivery and its hash, in this order, whether its content still has to go.
+
+        Where it has, the hash is reserved against an equal one. The answer is shorter than the question where
+        a verdict depends on how one before it fares.
+        """
+
+        def work(c: Connection) -> list[Decided]:
+            decided: list[Decided] = []
+            for delivery, sha256, policy in asked:
+                one = _decide(c, delivery, sha256, policy)
+                if any(before.verdict is Verdict.SEND for before in decided):
+                    if one.verdict is Verdict.WAIT or (one.verdict is Verdict.DUPLICATE and policy is Dedup.LATEST):
+                        break
+                    one = replace(one, older=one.verdict is Verdict.DUPLICATE)
+                decided.append(one)
+                if one.verdict is Verdict.WAIT:
+                    break
+            return decided
+
+        return self._write(work)
 
     def reserve_size(self, delivery: Delivery) -> bool:
         """Tell whether no other delivery to this datatable has this size, so that its content must be new.
@@ -322,16 +388,27 @@ class Ledger:
 
         return self._write(work)
 
-    def remember_url(self, delivery: Delivery, url: str, fingerprint: Fingerprint) -> None:
-        """Keep the presigned URL, and the look at the source that it was asked for, before the first byte goes."""
-        values = {"presigned_url": url, **_fingerprint_values(fingerprint)}
-        self._write(lambda c: _move_claimed(c, delivery, State.UPLOADING, values))
+    def remember_urls(self, asked: Sequence[tuple[Delivery, str, Fingerprint]]) -> None:
+        """Keep presigned URLs, and the look at the source that each was asked for, before the first byte goes."""
+        values = [(one, {"presigned_url": url, **_fingerprint_values(seen)}) for one, url, seen in asked]
+        self._write(lambda c: _move_all_claimed(c, values, State.UPLOADING))
 
-    def uploaded(self, delivery: Delivery, *, sha256: str, etag: str, detail: str, now: float, dispose: bool) -> None:
-        """The storage confirmed exactly these bytes. Without `dispose` the source stays, and that is the end."""
-        values: dict[str, Any] = {"sha256": sha256, "etag": etag, "detail": detail, "uploaded_at": now}
-        values |= {"outcome": Outcome.UPLOADED, "reason": ""} | _ending(now, dispose=dispose)
-        self._write(lambda c: _move_claimed(c, delivery, State.UPLOADED if dispose else State.DONE, values))
+    def uploaded(self, arrived: Sequence[Arrived]) -> None:
+        """The storage confirmed exactly these bytes. Where the source stays, that is the end."""
+        for dispose in (True, False):
+            values = [
+                (
+                    one.delivery,
+                    {"sha256": one.sha256, "etag": one.etag, "detail": one.detail, "uploaded_at": one.at}
+                    | {"outcome": Outcome.UPLOADED, "reason": ""}
+                    | _ending(one.at, dispose=dispose),
+                )
+                for one in arrived
+                if one.dispose is dispose
+            ]
+            if values:
+                to = State.UPLOADED if dispose else State.DONE
+                self._write(lambda c, values=values, to=to: _move_all_claimed(c, values, to))  # type: ignore[misc]
 
     def duplicate(self, delivery: Delivery, *, sha256: str, of: int, now: float, dispose: bool) -> None:
         """The content had gone before: nothing is sent, and the source is disposed of like an uploaded one."""
@@ -377,12 +454,17 @@ class Ledger:
 
         return self._write(work)
 
-    def disposed(self, delivery: Delivery, *, location: bytes, kept: bool, now: float) -> None:
-        """The source was archived at `location`, deleted, or left because it is a newer version (`kept`)."""
-        values = {"location": location, "kept": int(kept), "finished_at": now, "not_before": 0.0}
-        if delivery.outcome == Outcome.UPLOADED:
-            values |= {"reason": "", "detail": ""}
-        self._write(lambda c: _move(c, delivery.id, delivery.folder, State.UPLOADED, State.DONE, values) and None)
+    def disposed(self, gone: Sequence[Disposed]) -> None:
+        """Sources were archived, deleted or left: the end of these deliveries."""
+
+        def work(c: Connection) -> None:
+            for one in gone:
+                values = {"location": one.location, "kept": int(one.kept), "finished_at": one.at, "not_before": 0.0}
+                if one.delivery.outcome == Outcome.UPLOADED:
+                    values |= {"reason": "", "detail": ""}
+                _move(c, one.delivery.id, one.delivery.folder, State.UPLOADED, State.DONE, values)
+
+        self._write(work)
 
     def dispose_later(self, delivery: Delivery, *, reason: str, detail: str, not_before: float) -> None:
         """The source could not be disposed of; try again at `not_before`. The upload itself is safe."""
@@ -399,6 +481,14 @@ class Ledger:
         values = {"reason": reason, "detail": detail, "not_before": not_before, "first_failed_at": failed_at}
         values |= {"presigned_url": url, "inflight_sha256": None}
         self._write(lambda c: _move_claimed(c, delivery, State.QUEUED, values))
+
+    def put_back(self, run: Sequence[Delivery], *, reason: str) -> None:
+        """Give deliveries back that were claimed and not begun: no attempt, and a remembered URL stays."""
+        values = [
+            (one, {"reason": reason, "detail": "", "inflight_sha256": None, "attempts": one.attempts - 1})
+            for one in run
+        ]
+        self._write(lambda c: _move_all_claimed(c, values, State.QUEUED))
 
     def end(
         self, delivery: Delivery, to: State, *, reason: str, detail: str, now: float, location: bytes = b""
@@ -601,7 +691,7 @@ def _next_of_lanes(choice: Select[Any]) -> Select[Any]:
     """Build the query for the delivery that `choice` picks in a lane, over all lanes, longest unserved first."""
     chosen = deliveries.alias("chosen")
     return (
-        select(chosen.c.id, chosen.c.folder, chosen.c.attempts, lanes.c.lane, lanes.c.turn)
+        select(chosen, lanes.c.turn, lanes.c.ordered)
         .select_from(lanes)
         .join(chosen, chosen.c.id == choice.correlate(lanes).scalar_subquery())
         .where(
@@ -638,6 +728,12 @@ def _move_statement(names: tuple[str, ...], *, with_attempt: bool) -> Update:
 # Built once: composing a statement costs more than SQLite needs to run it.
 _NEXT_ORDERED: Final = _next_ordered()
 _NEXT_UNORDERED: Final = _next_unordered()
+_FOLLOWING: Final = (
+    select(deliveries)
+    .where(_d.lane == bindparam("of_lane"), _d.state == State.QUEUED, _d.seq > bindparam("of_seq"))
+    .order_by(_d.seq)
+    .limit(bindparam("longest"))
+)
 _BY_ID: Final = select(deliveries).where(_d.id == bindparam("of_id"))
 _CURRENT: Final = select(deliveries).where(
     _d.folder == bindparam("of_folder"), _d.path == bindparam("of_path"), _d.current == 1
@@ -661,9 +757,20 @@ _LATEST: Final = _UPLOADED_TO.order_by(_d.uploaded_at.desc(), _d.seq.desc())
 _LATEST_EQUAL: Final = _UPLOADED_TO.where(_d.size == bindparam("of_size"), _d.sha256 == bindparam("hash")).order_by(
     (_d.uploaded_at + 0).desc(), _d.seq.desc()
 )
+_equal = deliveries.alias("equal")
 _RESERVE: Final = (
     update(deliveries)
-    .where(_d.id == bindparam("of_id"))
+    .where(
+        _d.id == bindparam("of_id"),
+        _d.state == State.UPLOADING,
+        _d.attempts == bindparam("of_attempt"),
+        ~exists().where(
+            _equal.c.tenant_id == bindparam("of_tenant"),
+            _equal.c.datatable_id == bindparam("of_table"),
+            _equal.c.inflight_sha256.in_((bindparam("hash"), bindparam("size_mark"))),
+            _equal.c.id != bindparam("of_id"),
+        ),
+    )
     .values(inflight_sha256=bindparam("hash"), sha256=bindparam("hash"))
 )
 _LAST_SEQ: Final = select(func.max(_d.seq))
@@ -754,6 +861,34 @@ def _move(  # noqa: PLR0917  who, from where, to where: read in this order at ev
     return True
 
 
+def _move_all(c: Connection, moves: Sequence[tuple[Delivery, dict[str, Any]]], source: State, to: State) -> None:
+    """Move many deliveries from one state to another, each with values for the same columns; all or none."""
+    if not moves:
+        return
+    statement = _move_statement(tuple(sorted(moves[0][1])), with_attempt=True)
+    given = [
+        {f"new_{name}": value for name, value in values.items()}
+        | {"of_id": one.id, "of_state": source, "new_state": to, "of_attempt": one.attempts}
+        for one, values in moves
+    ]
+    if c.execute(statement, given).rowcount != len(moves):
+        raise StaleClaim(f"delivery {' or '.join(str(one.id) for one, _ in moves)} is no longer {source}")
+    if source != to:
+        for folder, number in Counter(one.folder for one, _ in moves).items():
+            _count(c, folder, source, -number)
+            _count(c, folder, to, number)
+
+
+def _move_all_claimed(c: Connection, moves: Sequence[tuple[Delivery, dict[str, Any]]], to: State) -> None:
+    _move_all(c, moves, State.UPLOADING, to)
+
+
+def _goes_along(row: _Row, head: _Row, small: int, now: float) -> bool:
+    """Tell whether a delivery may be claimed together with the one before it."""
+    ready = bool(row.datatable_id) and row.not_before <= now and row.tenant == head.tenant
+    return ready and row.size <= small and not row.recoveries
+
+
 def _move_claimed(c: Connection, delivery: Delivery, to: State, values: dict[str, Any]) -> None:
     """Move what this claim holds; the attempt number tells it from a claim that was given back since."""
     _move(c, delivery.id, delivery.folder, State.UPLOADING, to, values, attempt=delivery.attempts)
@@ -808,10 +943,9 @@ def _renew(c: Connection, row: _Row, file: Settled) -> int:
 
 
 def _decide(c: Connection, delivery: Delivery, sha256: str, policy: Dedup) -> Decided:
-    _require_claim(c, delivery)
     if policy is Dedup.OFF:
         return Decided(Verdict.SEND)
-    previous = c.execute(_BY_ID, {"of_id": delivery.previous_id}).first()
+    previous = c.execute(_BY_ID, {"of_id": delivery.previous_id}).first() if delivery.previous_id else None
     if previous is not None and _is_same_file_again(previous, sha256):
         return Decided(Verdict.UNCHANGED, previous.id)
     equal = _last_uploaded(c, delivery, sha256)
@@ -820,30 +954,16 @@ def _decide(c: Connection, delivery: Delivery, sha256: str, policy: Dedup) -> De
         older = latest is not None and latest.sha256 != sha256
         if policy is Dedup.CONTENT or not older:
             return Decided(Verdict.DUPLICATE, equal.id, older=older)
-    if _size_is_reserved(c, delivery):
-        return Decided(Verdict.WAIT)
-    try:
-        with c.begin_nested():
-            c.execute(_RESERVE, {"of_id": delivery.id, "hash": sha256})
-    except IntegrityError:
-        return Decided(Verdict.WAIT)
-    return Decided(Verdict.SEND)
+    assert delivery.destination is not None
+    given = {"of_id": delivery.id, "of_attempt": delivery.attempts, "hash": sha256}
+    given |= {"of_tenant": delivery.destination.tenant_id, "of_table": delivery.destination.datatable_id}
+    given |= {"size_mark": _size_mark(delivery.fingerprint.size)}
+    return Decided(Verdict.SEND if c.execute(_RESERVE, given).rowcount else Verdict.WAIT)
 
 
 def _size_mark(size: int) -> str:
     """Return what stands in place of a hash while a file of unknown content is on its way."""
     return f"size {size}"
-
-
-def _size_is_reserved(c: Connection, delivery: Delivery) -> bool:
-    assert delivery.destination is not None
-    query = select(_d.id).where(
-        _d.tenant_id == delivery.destination.tenant_id,
-        _d.datatable_id == delivery.destination.datatable_id,
-        _d.inflight_sha256 == _size_mark(delivery.fingerprint.size),
-        _d.id != delivery.id,
-    )
-    return c.execute(query).first() is not None
 
 
 def _is_same_file_again(previous: _Row, sha256: str) -> bool:

@@ -90,7 +90,7 @@ def test_after_ids_were_forgotten_names_are_asked_for_again_before_anything_goes
 
 def test_a_start_after_a_crash_keeps_the_url_that_may_tell_whether_the_bytes_arrived(ledger: Ledger) -> None:
     id_ = drop(ledger, "a.csv")
-    ledger.remember_url(claimed(ledger), URL, look())
+    ledger.remember_urls([(claimed(ledger), URL, look())])
     ledger.recover()
     ledger.forget_destinations()
     ledger.adopt(["orders"])

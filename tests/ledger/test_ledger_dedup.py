@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pmwatch.ledger import Decided, Ledger, Verdict
+from pmwatch.ledger import Decided, Disposed, Ledger, Verdict
 from pmwatch.ledger.store import MAX_RECOVERIES
 from pmwatch.model import Dedup, Destination, Order, State, Target
 from support.ledgers import TARGET, back, claimed, current, drop, look, opened, sent, sha, succeed
@@ -23,7 +23,7 @@ def decide(ledger: Ledger, path: str, content: str, policy: Dedup) -> Decided:
     """Drop a file, claim it, decide about it and carry the decision out; return it."""
     drop(ledger, path)
     delivery = claimed(ledger)
-    decided = ledger.decide(delivery, sha(content), policy)
+    decided = ledger.decide([([(delivery, sha(content), policy)])[0]])[0]
     if decided.verdict is Verdict.SEND:
         succeed(ledger, delivery, content, now=1000.0 + delivery.id)
     elif decided.verdict is Verdict.DUPLICATE:
@@ -74,13 +74,13 @@ def test_the_latest_is_what_was_uploaded_last_and_not_what_settled_last(ledger: 
 def test_equal_content_for_another_datatable_is_sent(ledger: Ledger) -> None:
     sent(ledger, "a.csv", "A")
     drop(ledger, "b.csv", target=OTHER)
-    assert ledger.decide(claimed(ledger), sha("A"), Dedup.CONTENT) == Decided(Verdict.SEND)
+    assert ledger.decide([([(claimed(ledger), sha("A"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.SEND)
 
 
 def test_what_failed_is_no_reason_not_to_send_the_same_content(ledger: Ledger) -> None:
     drop(ledger, "a.csv")
     delivery = claimed(ledger)
-    ledger.decide(delivery, sha("A"), Dedup.CONTENT)
+    ledger.decide([([(delivery, sha("A"), Dedup.CONTENT)])[0]])[0]
     ledger.end(delivery, State.FAILED, reason="r", detail="", now=1.0)
     assert decide(ledger, "b.csv", "A", Dedup.CONTENT) == Decided(Verdict.SEND)
 
@@ -90,7 +90,7 @@ def test_a_datatable_that_is_named_in_two_ways_is_one_for_dedup(ledger: Ledger) 
     ledger.resolve(by_name, Destination("tenant-1", "dataset-1", "table-1"))
     sent(ledger, "a.csv", "A")
     drop(ledger, "b.csv", target=by_name)
-    assert ledger.decide(claimed(ledger), sha("A"), Dedup.CONTENT).verdict is Verdict.DUPLICATE
+    assert ledger.decide([([(claimed(ledger), sha("A"), Dedup.CONTENT)])[0]])[0].verdict is Verdict.DUPLICATE
 
 
 # ---- two at the same time ----------------------------------------------------------------------------------------
@@ -101,46 +101,46 @@ def test_of_two_equal_files_on_their_way_the_second_waits_for_the_first(policy: 
     drop(ledger, "a.csv", order=Order.NONE)
     drop(ledger, "b.csv", order=Order.NONE)
     first, second = claimed(ledger), claimed(ledger)
-    assert ledger.decide(first, sha("A"), policy) == Decided(Verdict.SEND)
-    assert ledger.decide(second, sha("A"), policy) == Decided(Verdict.WAIT)
+    assert ledger.decide([([(first, sha("A"), policy)])[0]])[0] == Decided(Verdict.SEND)
+    assert ledger.decide([([(second, sha("A"), policy)])[0]])[0] == Decided(Verdict.WAIT)
     back(ledger, second)
     succeed(ledger, first, "A")
-    assert ledger.decide(claimed(ledger), sha("A"), policy) == Decided(Verdict.DUPLICATE, first.id)
+    assert ledger.decide([([(claimed(ledger), sha("A"), policy)])[0]])[0] == Decided(Verdict.DUPLICATE, first.id)
 
 
 def test_of_two_equal_files_on_their_way_the_second_goes_when_the_first_failed(ledger: Ledger) -> None:
     drop(ledger, "a.csv", order=Order.NONE)
     drop(ledger, "b.csv", order=Order.NONE)
     first, second = claimed(ledger), claimed(ledger)
-    ledger.decide(first, sha("A"), Dedup.CONTENT)
-    assert ledger.decide(second, sha("A"), Dedup.CONTENT).verdict is Verdict.WAIT
+    ledger.decide([([(first, sha("A"), Dedup.CONTENT)])[0]])[0]
+    assert ledger.decide([([(second, sha("A"), Dedup.CONTENT)])[0]])[0].verdict is Verdict.WAIT
     ledger.end(first, State.FAILED, reason="r", detail="", now=1.0)
-    assert ledger.decide(second, sha("A"), Dedup.CONTENT) == Decided(Verdict.SEND)
+    assert ledger.decide([([(second, sha("A"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.SEND)
 
 
 def test_with_dedup_off_two_equal_files_go_at_the_same_time(ledger: Ledger) -> None:
     drop(ledger, "a.csv", order=Order.NONE)
     drop(ledger, "b.csv", order=Order.NONE)
     for delivery in (claimed(ledger), claimed(ledger)):
-        assert ledger.decide(delivery, sha("A"), Dedup.OFF) == Decided(Verdict.SEND)
+        assert ledger.decide([([(delivery, sha("A"), Dedup.OFF)])[0]])[0] == Decided(Verdict.SEND)
 
 
 def test_a_decision_may_be_asked_for_again_by_the_same_claim(ledger: Ledger) -> None:
     drop(ledger, "a.csv")
     delivery = claimed(ledger)
     for _ in range(2):
-        assert ledger.decide(delivery, sha("A"), Dedup.CONTENT) == Decided(Verdict.SEND)
+        assert ledger.decide([([(delivery, sha("A"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.SEND)
 
 
 @pytest.mark.parametrize("crashes", [1, MAX_RECOVERIES])
 def test_a_crash_leaves_no_reservation_for_which_others_would_wait_for_ever(crashes: int, ledger: Ledger) -> None:
     drop(ledger, "a.csv", order=Order.NONE)
     for _ in range(crashes):
-        ledger.decide(claimed(ledger), sha("A"), Dedup.CONTENT)
+        ledger.decide([([(claimed(ledger), sha("A"), Dedup.CONTENT)])[0]])[0]
         ledger.recover()
     ledger.adopt([])  # holds what is still queued
     drop(ledger, "b.csv", order=Order.NONE)
-    assert ledger.decide(claimed(ledger), sha("A"), Dedup.CONTENT) == Decided(Verdict.SEND)
+    assert ledger.decide([([(claimed(ledger), sha("A"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.SEND)
 
 
 def test_a_size_that_nobody_else_has_needs_no_hash_before_the_upload(ledger: Ledger) -> None:
@@ -164,10 +164,10 @@ def test_a_file_waits_for_one_of_its_size_whose_hash_nobody_knows_yet(ledger: Le
     drop(ledger, "c.csv", look(size=6), order=Order.NONE)
     second, third = claimed(ledger), claimed(ledger)
     assert not ledger.reserve_size(second)
-    assert ledger.decide(second, sha("A"), Dedup.CONTENT) == Decided(Verdict.WAIT)
-    assert ledger.decide(third, sha("C"), Dedup.CONTENT) == Decided(Verdict.SEND)
+    assert ledger.decide([([(second, sha("A"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.WAIT)
+    assert ledger.decide([([(third, sha("C"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.SEND)
     succeed(ledger, first, "A")
-    assert ledger.decide(second, sha("A"), Dedup.CONTENT) == Decided(Verdict.DUPLICATE, first.id)
+    assert ledger.decide([([(second, sha("A"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.DUPLICATE, first.id)
 
 
 # ---- the same file again -----------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_a_kept_file_of_which_only_the_time_changed_is_the_same_delivery_as_befo
     first = sent(ledger, "a.csv", "A", look(1))
     second = drop(ledger, "a.csv", look(2))
     touched = claimed(ledger)
-    assert ledger.decide(touched, sha("A"), Dedup.CONTENT) == Decided(Verdict.UNCHANGED, first)
+    assert ledger.decide([([(touched, sha("A"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.UNCHANGED, first)
     ledger.unchanged(touched)
     assert ledger.get(second) is None
     assert [one.id for one in ledger.find("orders", b"a.csv")] == [first]
@@ -195,7 +195,7 @@ def test_a_kept_file_that_is_touched_again_while_it_is_hashed_is_looked_at_again
     assert current(ledger, third).previous_id == first
     assert list(ledger.paths("orders")) == [b"a.csv"]
     again = claimed(ledger)
-    assert ledger.decide(again, sha("A"), Dedup.CONTENT) == Decided(Verdict.UNCHANGED, first)
+    assert ledger.decide([([(again, sha("A"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.UNCHANGED, first)
     ledger.unchanged(again)
     assert [one.id for one in ledger.find("orders", b"a.csv")] == [first]
     assert drop(ledger, "a.csv", look(3)) == 0
@@ -204,19 +204,19 @@ def test_a_kept_file_that_is_touched_again_while_it_is_hashed_is_looked_at_again
 def test_with_dedup_off_a_touched_file_goes_again(ledger: Ledger) -> None:
     sent(ledger, "a.csv", "A", look(1))
     drop(ledger, "a.csv", look(2))
-    assert ledger.decide(claimed(ledger), sha("A"), Dedup.OFF) == Decided(Verdict.SEND)
+    assert ledger.decide([([(claimed(ledger), sha("A"), Dedup.OFF)])[0]])[0] == Decided(Verdict.SEND)
 
 
 def test_a_kept_file_with_new_content_goes(ledger: Ledger) -> None:
     sent(ledger, "a.csv", "A", look(1))
     drop(ledger, "a.csv", look(2))
-    assert ledger.decide(claimed(ledger), sha("B"), Dedup.CONTENT) == Decided(Verdict.SEND)
+    assert ledger.decide([([(claimed(ledger), sha("B"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.SEND)
 
 
 def test_a_file_that_is_dropped_again_after_it_was_archived_is_a_duplicate_of_its_own(ledger: Ledger) -> None:
     first = sent(ledger, "a.csv", "A", dispose=True)
-    ledger.disposed(current(ledger, first), location=b"/archive/a.csv", kept=False, now=1001.0)
+    ledger.disposed([Disposed(current(ledger, first), b"/archive/a.csv", False, 1001.0)])
     second = drop(ledger, "a.csv")
     again = claimed(ledger)
     assert (again.id, again.previous_id) == (second, first)
-    assert ledger.decide(again, sha("A"), Dedup.CONTENT) == Decided(Verdict.DUPLICATE, first)
+    assert ledger.decide([([(again, sha("A"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.DUPLICATE, first)

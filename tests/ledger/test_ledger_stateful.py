@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pmwatch.ledger import Ledger, StaleClaim, Verdict
+from pmwatch.ledger import Disposed, Ledger, StaleClaim, Verdict
 from pmwatch.ledger.store import MAX_RECOVERIES
 from pmwatch.model import Dedup, Delivery, Order, State, Target
 from support.ledgers import TARGET, drop, look, opened, sha, succeed
@@ -174,7 +174,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), content=st.sampled_from(CONTENTS), policy=POLICIES, dispose=st.booleans())
     def decide_and_finish(self, data: st.DataObject, content: str, policy: Dedup, *, dispose: bool) -> None:
         delivery, row = self.take(data)
-        decided = self.ledger.decide(delivery, sha(content), policy)
+        decided = self.ledger.decide([([(delivery, sha(content), policy)])[0]])[0]
         ended = State.UPLOADED if dispose else State.DONE
         if decided.verdict is Verdict.SEND:
             succeed(self.ledger, delivery, content, now=self.now, dispose=dispose)
@@ -230,11 +230,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (taken is None) == (not waiting)
         if taken is None:
             return
-        self.ledger.disposed(taken, location=b"" if kept else b"/archive/x", kept=kept, now=self.now)
+        self.ledger.disposed([Disposed(taken, b"" if kept else b"/archive/x", kept, self.now)])
         row = self.model.rows[taken.id]
         row.state, row.kept = State.DONE, kept
         with pytest.raises(StaleClaim):
-            self.ledger.disposed(taken, location=b"", kept=False, now=self.now)
+            self.ledger.disposed([Disposed(taken, b"", False, self.now)])
 
     @precondition(lambda self: self.stale)
     @rule(data=st.data())

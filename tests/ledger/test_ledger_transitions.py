@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pmwatch.errors import LedgerError
-from pmwatch.ledger import Ledger, StaleClaim
+from pmwatch.ledger import Arrived, Disposed, Ledger, StaleClaim
 from pmwatch.ledger.store import DISPOSAL_LEASE_SECONDS, MAX_RECOVERIES
 from pmwatch.model import Delivery, Outcome, State
 from support.ledgers import DESTINATION, TARGET, back, claimed, current, drop, look, opened, sent, settled, sha, succeed
@@ -108,7 +108,7 @@ def test_a_file_that_is_replaced_while_its_old_version_waits_in_quarantine_for_a
 
 def test_a_file_that_returns_after_it_was_moved_away_is_news_even_if_it_looks_the_same(ledger: Ledger) -> None:
     first = sent(ledger, "a.csv", "A", dispose=True)
-    ledger.disposed(current(ledger, first), location=b"/archive/a.csv", kept=False, now=1001.0)
+    ledger.disposed([Disposed(current(ledger, first), b"/archive/a.csv", False, 1001.0)])
     assert ledger.known("orders", [b"a.csv"])[b"a.csv"].is_news(look())
     assert drop(ledger, "a.csv") not in {0, first}
 
@@ -142,9 +142,9 @@ def test_a_delivery_that_is_given_back_waits_for_its_time_and_keeps_its_url(ledg
 def test_a_confirmed_delivery_whose_source_stays_is_done(ledger: Ledger) -> None:
     id_ = drop(ledger, "a.csv")
     delivery = claimed(ledger)
-    ledger.remember_url(delivery, URL, look(ctime_ns=2))
+    ledger.remember_urls([(delivery, URL, look(ctime_ns=2))])
     assert current(ledger, id_).presigned_url == URL
-    ledger.uploaded(delivery, sha256=sha("A"), etag="etag", detail="verified", now=1001.0, dispose=False)
+    ledger.uploaded([Arrived(delivery, sha("A"), "etag", "verified", 1001.0, False)])
     done = current(ledger, id_)
     assert (done.state, done.outcome, done.reason, done.detail) == (State.DONE, Outcome.UPLOADED, "", "verified")
     assert (done.sha256, done.etag, done.uploaded_at, done.finished_at) == (sha("A"), "etag", 1001.0, 1001.0)
@@ -156,7 +156,7 @@ def test_a_confirmed_delivery_whose_source_is_moved_is_uploaded_first_and_done_a
     succeed(ledger, claimed(ledger), "A", now=1000.0, dispose=True)
     uploaded = current(ledger, id_)
     assert (uploaded.state, uploaded.finished_at, uploaded.presigned_url) == (State.UPLOADED, 0.0, "")
-    ledger.disposed(uploaded, location=b"/archive/a.csv", kept=False, now=1002.0)
+    ledger.disposed([Disposed(uploaded, b"/archive/a.csv", False, 1002.0)])
     done = current(ledger, id_)
     assert (done.state, done.outcome, done.location, done.finished_at) == (
         State.DONE,
@@ -180,7 +180,7 @@ def test_a_duplicate_is_disposed_of_like_an_uploaded_one_and_still_says_why(ledg
     second = drop(ledger, "b.csv")
     ledger.duplicate(claimed(ledger), sha256=sha("A"), of=first, now=1005.0, dispose=True)
     assert current(ledger, second).state is State.UPLOADED
-    ledger.disposed(current(ledger, second), location=b"", kept=False, now=1006.0)
+    ledger.disposed([Disposed(current(ledger, second), b"", False, 1006.0)])
     done = current(ledger, second)
     assert (done.state, done.outcome, done.reason) == (State.DONE, Outcome.DUPLICATE, "duplicate")
 
@@ -189,7 +189,7 @@ def test_a_duplicate_is_disposed_of_like_an_uploaded_one_and_still_says_why(ledg
 def test_a_claimed_delivery_can_end_without_success(to: State, ledger: Ledger) -> None:
     id_ = drop(ledger, "a.csv")
     delivery = claimed(ledger)
-    ledger.remember_url(delivery, URL, look())
+    ledger.remember_urls([(delivery, URL, look())])
     end(ledger, delivery, to)
     ended = current(ledger, id_)
     assert (ended.state, ended.reason, ended.detail, ended.finished_at) == (to, "why", "long", 2000.0)
@@ -298,15 +298,15 @@ def test_a_disposal_that_does_not_work_is_tried_again_later_and_the_upload_stays
     assert ledger.next_due(now=4999.0) == 5000.0
     taken = ledger.claim_disposal(now=5000.0)
     assert taken is not None
-    ledger.disposed(taken, location=b"", kept=False, now=5001.0)
+    ledger.disposed([Disposed(taken, b"", False, 5001.0)])
     assert (current(ledger, id_).reason, current(ledger, id_).detail) == ("", "")
 
 
 def test_a_second_disposal_of_the_same_delivery_is_refused(ledger: Ledger) -> None:
     uploaded = current(ledger, sent(ledger, "a.csv", "A", dispose=True))
-    ledger.disposed(uploaded, location=b"/archive/a.csv", kept=False, now=1001.0)
+    ledger.disposed([Disposed(uploaded, b"/archive/a.csv", False, 1001.0)])
     with pytest.raises(StaleClaim):
-        ledger.disposed(uploaded, location=b"", kept=False, now=1002.0)
+        ledger.disposed([Disposed(uploaded, b"", False, 1002.0)])
     assert current(ledger, uploaded.id).location == b"/archive/a.csv"
 
 
@@ -320,7 +320,7 @@ CLAIMED_STEPS: dict[str, Callable[[Ledger, Delivery], object]] = {
     "held": lambda ledger, delivery: end(ledger, delivery, State.HELD),
     "failed": lambda ledger, delivery: end(ledger, delivery, State.FAILED),
     "vanished": lambda ledger, delivery: end(ledger, delivery, State.VANISHED),
-    "url": lambda ledger, delivery: ledger.remember_url(delivery, URL, look()),
+    "url": lambda ledger, delivery: ledger.remember_urls([(delivery, URL, look())]),
 }
 
 
@@ -366,7 +366,7 @@ def test_what_was_under_way_when_the_process_ended_is_queued_again(ledger: Ledge
 
 def test_a_remembered_url_survives_a_crash_because_the_bytes_may_have_arrived(ledger: Ledger) -> None:
     id_ = drop(ledger, "a.csv")
-    ledger.remember_url(claimed(ledger), URL, look())
+    ledger.remember_urls([(claimed(ledger), URL, look())])
     ledger.recover()
     assert (current(ledger, id_).reason, current(ledger, id_).presigned_url) == ("answer_lost", URL)
 
@@ -375,7 +375,7 @@ def test_a_file_that_was_under_way_too_often_when_the_process_died_is_held_for_a
     id_ = drop(ledger, "a.csv")
     for recovery in range(1, MAX_RECOVERIES + 1):
         assert current(ledger, id_).state is State.QUEUED, recovery
-        ledger.remember_url(claimed(ledger), URL, look())
+        ledger.remember_urls([(claimed(ledger), URL, look())])
         assert ledger.recover() == 1
     held = current(ledger, id_)
     assert (held.state, held.reason, held.presigned_url) == (State.HELD, "crash_loop", "")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pmwatch.ledger import Ledger
+from pmwatch.ledger import Arrived, Ledger
 from pmwatch.model import Delivery, Destination, Fingerprint, Order, Settled, Target
 
 TARGET = Target("acme", "table-1")
@@ -64,7 +64,7 @@ def claimed(ledger: Ledger, *, now: float = 1000.0) -> Delivery:
 
 def succeed(ledger: Ledger, delivery: Delivery, content: str, *, now: float = 1000.0, dispose: bool = False) -> None:
     """Let a claimed delivery be confirmed by the storage."""
-    ledger.uploaded(delivery, sha256=sha(content), etag="e", detail="", now=now, dispose=dispose)
+    ledger.uploaded([Arrived(delivery, sha(content), "e", "", now, dispose)])
 
 
 def back(ledger: Ledger, delivery: Delivery, *, not_before: float = 0.0, failed_at: float = 0.0, url: str = "") -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from typing import Any, Final, Self, TypeVar, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -124,12 +124,16 @@ class Client:
         body: Mapping[str, Any] | None = None,
     ) -> _T:
         url = "/".join((self._base, *(_segment(part) for part in path)))
+        headers = {"x-api-key": self._key, "accept": "application/json"}
+        if query:
+            url += "?" + urlencode(query, quote_via=quote, safe="")
+        if body is not None:
+            headers["content-type"] = "application/json"
         request = self._http.build(
             method,
             url,
-            params=query,
-            json=body,
-            headers={"x-api-key": self._key, "accept": "application/json"},
+            headers=headers,
+            content=b"" if body is None else json.dumps(body).encode(),
             timeout=self._http.timeouts.for_api(),
         )
         try:

@@ -3,9 +3,11 @@
 import email.utils
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -25,13 +27,20 @@ class Timeouts:
     answer: float = 60.0
     stall: float = 60.0
 
-    def for_api(self) -> httpx.Timeout:
-        """Return the limits of one API call."""
-        return httpx.Timeout(self.answer, connect=self.connect, pool=self.answer)
+    def for_api(self) -> dict[str, float | None]:
+        """Return the limits of one API call, as httpx takes them."""
+        return httpx.Timeout(self.answer, connect=self.connect, pool=self.answer).as_dict()
 
-    def for_upload(self) -> httpx.Timeout:
+    def for_upload(self) -> dict[str, float | None]:
         """Return the limits of one PUT: each write and the answer must make progress."""
-        return httpx.Timeout(self.stall, connect=self.connect, pool=self.stall)
+        return httpx.Timeout(self.stall, connect=self.connect, pool=self.stall).as_dict()
+
+
+class _NoCookies(httpx.Cookies):
+    """Keeps nothing: one pool serves all tenants, and looking for cookies costs as much as sending a request."""
+
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """Leave them in the answer."""
 
 
 class Http:
@@ -50,18 +59,36 @@ class Http:
         self._now = now
         context = ssl.create_default_context(cafile=ca_file or None)
         limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-        self._client = httpx.Client(
-            verify=context, limits=limits, follow_redirects=False, headers={"user-agent": "pmwatch"}
-        )
+        self._client = httpx.Client(verify=context, limits=limits, follow_redirects=False)
+        self._client._cookies = _NoCookies()  # noqa: SLF001  the public setter makes a plain jar of it
 
     def close(self) -> None:
         """Close all connections."""
         self._client.close()
 
-    def build(self, method: str, url: str, **options: object) -> httpx.Request:
-        """Return a request for `send`. Raises ServerFault where `url` is none."""
+    def build(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        timeout: Mapping[str, float | None],
+        content: bytes | Iterable[bytes] = b"",
+    ) -> httpx.Request:
+        """Return a request for `send`, whose target is `url` byte for byte: a presigned URL signs it as it stands.
+
+        Raises ServerFault where `url` is none.
+        """
         try:
-            return self._client.build_request(method, url, **options)  # type: ignore[arg-type]  # passed through
+            parts = urlsplit(url)
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            return httpx.Request(
+                method,
+                _origin(f"{parts.scheme}://{parts.netloc}/"),
+                headers={"user-agent": "pmwatch", **headers},
+                content=content,
+                extensions={"timeout": timeout, "target": target.encode("ascii", "replace")},
+            )
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError):
             raise ServerFault("the address is not a valid URL", reason="bad_url") from None
 
@@ -104,6 +131,12 @@ class Http:
         except (OverflowError, ValueError):
             return
         self.clock_skew_seconds = 0.0 if abs(skew) <= 2 else skew
+
+
+@lru_cache(maxsize=64)
+def _origin(url: str) -> httpx.URL:
+    """Return scheme, host and port for httpx, whose reading of an address costs as much as a disk write."""
+    return httpx.URL(url)
 
 
 def _translate(error: httpx.HTTPError, place: str) -> RemoteError:

@@ -133,8 +133,6 @@ class Storage:
         raise ServerFault("the storage redirects without end")
 
     def _send(self, url: str, open_body: OpenBody, size: int, headers: dict[str, str]) -> httpx.Response:
-        parts = _split(url)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         body = _exactly(size, open_body()) if size else iter(())
         first = next(body, b"")  # trouble of the source shows here, before a request is begun
         request = self._http.build(
@@ -143,7 +141,6 @@ class Storage:
             content=chain((first,), body) if size else b"",
             headers=headers,
             timeout=self._http.timeouts.for_upload(),
-            extensions={"target": target.encode("ascii", "replace")},  # the URL byte for byte, as it was signed
         )
         return self._http.send(request)
 

@@ -14,7 +14,7 @@ from pmwatch.model import Fingerprint
 
 CHUNK_BYTES: Final = 1024 * 1024
 _INLINE_BYTES: Final = 4 * CHUNK_BYTES  # below this a thread costs more than it saves
-_QUEUED_CHUNKS: Final = 4
+_QUEUED_CHUNKS: Final = 8
 
 Check = Callable[[], None]
 

@@ -45,6 +45,7 @@ _WAIT_FOR_EQUAL_SECONDS: Final = 0.05
 _LEDGER_RETRY_SECONDS: Final = 1.0
 
 
+_SEND: Final = Decided(Verdict.SEND)
 SMALL_BYTES: Final = 1024 * 1024
 """Up to here a source is hashed before it is sent, for reading so little twice costs less than sending it twice."""
 
@@ -84,7 +85,7 @@ class _Attempt:
     repeated: bool = False  # the URL is from an earlier attempt, whose bytes may have arrived
     source: Source | None = None
     sha256: str = ""
-    decided: Decided = Decided(Verdict.SEND)
+    decided: Decided = _SEND
 
 
 @dataclass(frozen=True, slots=True)

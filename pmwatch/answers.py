@@ -68,7 +68,7 @@ class Answers:
             "phase": self._phase(),
             "started_at": self._started_at,
             "summary": self.summary(),
-            "folders": [_folder_status(intake, counts) for intake in self._intakes()],
+            "folders": [_folder_status(intake, counts, now) for intake in self._intakes()],
             "gates": [_gate_status(gate, now) for gate in self._gates.all()],
             "destinations": [
                 {"target": str(target), "message": error.message, "hint": error.hint}
@@ -144,13 +144,18 @@ class Answers:
         return found
 
 
-def _folder_status(intake: FolderIntake, counts: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+def _folder_status(intake: FolderIntake, counts: Mapping[tuple[str, str], int], now: float) -> dict[str, Any]:
     folder, status = intake.folder, intake.status()
     return {
         "name": folder.name,
         "path": display(os.path.join(folder.root, *(level.encode() for level in folder.levels))),
         "target": _target_pattern(folder),
         "up": status.up,
+        "polled": status.polled,
+        "never_settling": [
+            {"path": display(one.path), "seconds": max(0.0, now - one.seen_at), "waits_for": one.waits_for}
+            for one in status.never_settling
+        ],
         "problem": status.problem.message if status.problem else "",
         "hint": status.problem.hint if status.problem else "",
         "settling": status.settling,

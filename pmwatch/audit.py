@@ -9,7 +9,7 @@ from typing import Any
 from pmwatch.files import look
 from pmwatch.intake.rules import Rules
 from pmwatch.ledger import Ledger
-from pmwatch.model import Fingerprint, Folder, display, file_kind
+from pmwatch.model import Empty, Fingerprint, Folder, display, file_kind
 
 _CHUNK = 500
 _MOST_NAMED = 20
@@ -71,7 +71,8 @@ def _verdict(folder: Folder, rules: Rules, path: bytes) -> str | Fingerprint:
         return "gone meanwhile"
     if file_kind(st.st_mode):
         return f"a {file_kind(st.st_mode)}"
-    return "empty" if st.st_size == 0 else Fingerprint.of(st)
+    waits = st.st_size == 0 and folder.guards.empty is Empty.SKIP
+    return "empty" if waits else Fingerprint.of(st)
 
 
 def _account(

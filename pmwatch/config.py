@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -26,7 +27,25 @@ from pydantic_settings import (
 )
 
 from pmwatch.errors import ConfigError
-from pmwatch.model import AfterUpload, Dedup, Folder, Order, Target, Tenant, parse_duration, parse_size
+from pmwatch.model import (
+    MAX_PUT_BYTES,
+    AfterUpload,
+    Backlog,
+    Completeness,
+    CompleteWhen,
+    Dedup,
+    Empty,
+    Folder,
+    Guards,
+    OnInvalid,
+    Order,
+    Target,
+    Tenant,
+    Validate,
+    WatchMode,
+    parse_duration,
+    parse_size,
+)
 
 ENV_PREFIX: Final = "PMWATCH_"
 _LONGEST_SECONDS: Final = 36500 * 86400.0
@@ -69,6 +88,11 @@ class Section(BaseModel):
     """A table of the configuration; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def keys(cls) -> dict[str, FieldInfo]:
+        """Return the table's keys as people write them, each with its field."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
 
 
 class ApiSection(Section):
@@ -113,16 +137,38 @@ class DeliverySection(Section):
     drain_timeout: Duration = 600.0
 
 
+class BatchOptions(Section):
+    """Files that only go together: after a marker beside them, or as a manifest lists them."""
+
+    marker: str = ""
+    manifest: str = ""
+
+
 class FolderOptions(Section):
     """What `[defaults]` may set for every folder."""
 
     include: tuple[NonEmpty, ...] = ()
     exclude: tuple[NonEmpty, ...] = ()
     recursive: bool = False
+    complete_when: CompleteWhen = CompleteWhen.AUTO
+    marker: NonEmpty = "{name}.done"
+    batch: BatchOptions = BatchOptions()
     settle: Duration = 5.0
+    watch: WatchMode = WatchMode.AUTO
+    poll_interval: Annotated[float, BeforeValidator(_duration), Field(ge=0.1)] = 10.0
+    root_marker: PathText = ""
     rescan_interval: Annotated[float, BeforeValidator(_duration), Field(ge=0.1)] = 300.0
     dedup: Dedup = Dedup.CONTENT
     order: Order = Order.ARRIVAL
+    validate_: Validate = Field(Validate.OFF, alias="validate")  # BaseModel has a method of this name
+    require_columns: tuple[NonEmpty, ...] = ()
+    on_invalid: OnInvalid = OnInvalid.HOLD
+    min_size: Size = 0
+    max_size: Annotated[int, BeforeValidator(_size), Field(ge=1, le=MAX_PUT_BYTES)] = MAX_PUT_BYTES
+    empty: Empty = Empty.SKIP
+    shrink_guard: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    backlog: Backlog = Backlog.SEND
+    max_backlog: Annotated[int, Field(ge=0)] = 1000
     after_upload: AfterUpload = AfterUpload.KEEP
 
 
@@ -272,7 +318,7 @@ class _Reader:
         for key in self._raw:
             if key not in SECTIONS:
                 known = _nearest(key, SECTIONS) or f"; known sections: {', '.join(SECTIONS)}"
-                if key in FolderEntry.model_fields:
+                if FolderEntry.keys().get(key):
                     known = "; it belongs into [defaults] or a [[folders]] entry"
                 self._problems.append(f"{key}: unknown section{known}")
 
@@ -372,7 +418,7 @@ def _valid_option(key: str, value: Any) -> bool:
 def _problem(where: str, model: type[Section], detail: ErrorDetails) -> str:
     """Put one pydantic error into plain words: the key, the value, what is allowed, the nearest known key."""
     key = ".".join(str(part) for part in detail["loc"]) or "?"
-    known = tuple(model.model_fields)
+    known = tuple(model.keys())
     if detail["type"] == "extra_forbidden":
         return f"{where}: {key}: unknown key{_nearest(key, known) or '; known keys: ' + ', '.join(known)}"
     if detail["type"] == "missing":
@@ -441,8 +487,25 @@ def _folder_problems(entry: FolderEntry, tenants: frozenset[str]) -> Iterator[st
     if entry.tenant and entry.tenant not in tenants:
         known = f"; known tenants: {', '.join(sorted(tenants)) or 'none'}"
         yield f"tenant: {entry.tenant!r} is not a [[tenants]] entry{_nearest(entry.tenant, sorted(tenants)) or known}"
+    yield from _completeness_problems(entry)
     if not entry.datatable and "{datatable}" not in levels:
         yield 'datatable: missing; give an id, a name "Dataset/Table", or put {datatable} into the path'
+
+
+def _completeness_problems(entry: FolderEntry) -> Iterator[str]:
+    marker, batch = entry.marker, entry.batch
+    if not re.search(r"\{(name|stem)\}", marker) or "/" in marker or marker in ("{name}", "{stem}"):
+        yield f'marker: {marker!r} names no file beside the one it completes; write for example "{{name}}.done"'
+    if batch.marker and batch.manifest:
+        yield "batch: marker and manifest are both given; remove one"
+    if "/" in batch.marker + batch.manifest:
+        yield "batch: a marker or manifest lies beside its files; write its name only, without a directory"
+    if "/" in entry.root_marker:
+        yield f"root_marker: {entry.root_marker!r} is not a plain name; the file lies in the folder's path itself"
+    if entry.min_size > entry.max_size:
+        yield f"min_size: {entry.min_size} bytes are more than max_size ({entry.max_size})"
+    if entry.require_columns and entry.validate_ is not Validate.HEADER:
+        yield 'require_columns: only looked for with validate = "header"'
 
 
 def _path_problems(entry: FolderEntry, levels: tuple[str, ...]) -> Iterator[str]:
@@ -486,6 +549,21 @@ def _folder(entry: FolderEntry, tenants: frozenset[str]) -> Folder:
         archive_dir=os.fsencode(os.path.normpath(entry.archive_dir or os.path.join(own, "archive"))),
         quarantine_dir=os.fsencode(os.path.normpath(entry.quarantine_dir or os.path.join(own, "quarantine"))),
         tenants=tenants,
+        completeness=Completeness(entry.complete_when, entry.marker, entry.batch.marker, entry.batch.manifest),
+        guards=Guards(
+            min_size=entry.min_size,
+            max_size=entry.max_size,
+            empty=entry.empty,
+            shrink=entry.shrink_guard,
+            validate=entry.validate_,
+            require_columns=entry.require_columns,
+            on_invalid=entry.on_invalid,
+            backlog=entry.backlog,
+            max_backlog=entry.max_backlog,
+        ),
+        watch=entry.watch,
+        poll_seconds=entry.poll_interval,
+        root_marker=entry.root_marker,
     )
 
 

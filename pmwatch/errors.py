@@ -8,6 +8,7 @@
     ├── KeyUnavailable               a tenant's API key cannot be read now          (gate)
     ├── SourceError                  trouble of one file
     │   ├── SourceVanished           it is gone
+    │   ├── SourceAway               what it lies on is not mounted now             (retry)
     │   ├── SourceChanged            it is no longer the version that settled
     │   └── SourceUnreadable         it cannot be opened or read                    (retry)
     ├── RemoteError                  trouble with the remote end
@@ -21,6 +22,7 @@
     │   ├── DestinationUnknown       the tenant, dataset or datatable is not there  (retry)
     │   ├── ChecksumMismatch         the storage holds something else than was sent (retry)
     │   └── Rejected                 the request will never be accepted as it is    (fail)
+    ├── Refused                      a guard or its format speaks against the file       (hold or fail)
     ├── Interrupted                  pmwatch itself stopped the attempt             (retry)
     └── DisposeError                 the source could not be archived or deleted    (retry)
 
@@ -109,6 +111,13 @@ class SourceVanished(SourceError):
     """The source is gone."""
 
     reason = "vanished"
+
+
+class SourceAway(SourceError):
+    """The file system that the source lies on is not mounted now, or its folder is gone: no word about the file."""
+
+    reason = "folder_away"
+    of_file = False
 
 
 class SourceChanged(SourceError):
@@ -211,6 +220,18 @@ class Rejected(RemoteError):
 
     reason = "rejected"
     decision = Decision.FAIL
+
+
+class Refused(PmwatchError):
+    """A guard, or the check of its format, says that a file should not go as it is."""
+
+    reason = "refused"
+    decision = Decision.HOLD
+
+    def __init__(self, message: str, *, reason: str, hint: str = "", fail: bool = False) -> None:
+        super().__init__(message, hint=hint, reason=reason)
+        if fail:
+            self.decision = Decision.FAIL
 
 
 class Interrupted(PmwatchError):

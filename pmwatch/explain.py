@@ -3,24 +3,31 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from pmwatch.files import look
-from pmwatch.intake.evidence import no_writer
+from pmwatch.errors import SourceError
+from pmwatch.files import look, open_regular
+from pmwatch.formats import check
+from pmwatch.intake.evidence import marked, no_writer, renamed_into_place
 from pmwatch.intake.rules import Rules
 from pmwatch.intake.settle import Candidate
 from pmwatch.ledger import Ledger
 from pmwatch.model import (
+    CompleteWhen,
     Delivery,
+    Empty,
     Fingerprint,
     Folder,
     State,
     Target,
+    Validate,
     display,
     file_kind,
     format_duration,
     format_size,
 )
+
+_LOOKED_INTO_BYTES: Final = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +96,8 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
         return "empty", ["It is empty; it waits for content."]
     if candidate is not None:
         age = format_duration(now - candidate.seen_at)
-        return "settling", [
-            f"Seen {age} ago; it may still be written.",
-            f"It waits for {candidate.waits_for}.",
-        ]
+        said = [f"Seen {age} ago; it may still be written.", f"It waits for {candidate.waits_for}."]
+        return "settling", said + _evidence(folder, below, candidate.fingerprint, renamed=candidate.renamed)
     newest = history[0] if history else None
     if st is None and newest is None:
         return "absent", ["It is not there, and the ledger never saw it."]
@@ -103,10 +108,38 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
     assert st is not None
     if file_kind(st.st_mode):
         return "ignored", [f"It is a {file_kind(st.st_mode)}, not a regular file."]
-    if st.st_size == 0:
+    if st.st_size == 0 and folder.guards.empty is Empty.SKIP:
         return "empty", ["It is empty; it waits for content."]
-    evidence = no_writer(folder.root, below).sentence
-    return "new", [f"It is not in the ledger in its present form; the next look takes it up ({evidence})."]
+    said = ["It is not in the ledger in its present form; the next look takes it up."]
+    return "new", said + _evidence(folder, below, Fingerprint.of(st), renamed=False)
+
+
+def _evidence(folder: Folder, below: bytes, seen: Fingerprint, *, renamed: bool) -> list[str]:
+    """Say what speaks for and against a file being complete, the strongest first."""
+    found = []
+    if folder.completeness.when is CompleteWhen.MARKER:
+        found.append(marked(folder.root, below, folder.completeness.marker, ctime_ns=seen.ctime_ns))
+    found.append(renamed_into_place(renamed=renamed, mtime_ns=seen.mtime_ns))
+    found.append(no_writer(folder.root, below))
+    return [f"Evidence: {one.answer}, {one.sentence}." for one in found] + _format_evidence(folder, below, seen.size)
+
+
+def _format_evidence(folder: Folder, below: bytes, size: int) -> list[str]:
+    """Say how the file ends, where looking takes no time; it only counts where the folder validates."""
+    if not 0 < size <= _LOOKED_INTO_BYTES:
+        return []
+    try:
+        fd = open_regular(folder.root, below)
+        try:
+            name = os.path.basename(below).decode("utf-8", "replace")
+            finding = check(fd, name, validate=Validate.STRUCTURE)
+        finally:
+            os.close(fd)
+    except SourceError as error:
+        return [f"Evidence: unknown, {error.message}."]
+    answer = {True: "yes", False: "no", None: "unknown"}[finding.ok]
+    counts = "" if folder.guards.validate is not Validate.OFF else ' (it does not count: validate is "off")'
+    return [f"Evidence: {answer}, {finding.sentence}{counts}."]
 
 
 def _state_sentence(delivery: Delivery, now: float) -> str:
@@ -118,11 +151,15 @@ def _state_sentence(delivery: Delivery, now: float) -> str:
         State.UPLOADING: f"It is being uploaded to {target} ({size}), attempt {delivery.attempts}.",
         State.UPLOADED: f"It reached {target}; its source is still to be archived or deleted{because}.",
         State.DONE: f"It ended as {delivery.outcome} {age} ago ({size}, SHA-256 {delivery.sha256[:12] or 'unknown'}…).",
-        State.HELD: f"It is held for a person{because}.",
+        State.HELD: f"It is held for a person{because}. {_HELD_HINTS.get(delivery.reason, '')}"
+        f"To send it as it is: pmwatch release {delivery.id}; to drop it: pmwatch discard {delivery.id}",
         State.FAILED: f"It failed {age} ago{because}. Once the cause is gone: pmwatch retry {delivery.id}",
         State.VANISHED: f"The version that had settled was gone before its upload{because}.",
     }
     return sentences[delivery.state]
+
+
+_HELD_HINTS: Final = {"backlog": "It lay there before pmwatch started: pmwatch backfill, or pmwatch mark-seen. "}
 
 
 def _waits(delivery: Delivery, ledger: Ledger, now: float) -> list[str]:

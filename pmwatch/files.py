@@ -74,6 +74,18 @@ def _open(name: bytes, flags: int, directory: int | None, path: bytes) -> int:
         raise SourceUnreadable(f"{display(path)} cannot be opened: {error.strerror}") from None
 
 
+def is_away(root: bytes, path: bytes, device: int) -> bool:
+    """Tell whether a file that is not there may be on a file system (`device`) that is not mounted now."""
+    try:
+        here = os.stat(root).st_dev
+    except OSError:
+        return True
+    if here == device:
+        return False
+    inside = look(root, os.path.dirname(path)) if b"/" in path else None
+    return inside is None or inside.st_dev != device
+
+
 def is_regular(st: os.stat_result) -> bool:
     """Tell whether a stat result is of a regular file."""
     return stat.S_ISREG(st.st_mode)

@@ -23,6 +23,17 @@ NETWORK_FILE_SYSTEMS: Final = frozenset(
 """File systems on which SQLite's locks and shared memory do not hold (sqlite.org, "Write-Ahead Logging")."""
 
 
+def has_events(kind: str) -> bool:
+    """Tell whether inotify sees all that happens on a file system of this type, such as `ext4`.
+
+    Not where other machines or a user's program write as well (inotify(7), "Limitations and caveats").
+    """
+    return kind not in NETWORK_FILE_SYSTEMS and not kind.startswith("fuse.") and kind not in _SHARED_WITH_A_HOST
+
+
+_SHARED_WITH_A_HOST: Final = frozenset({"fuse", "vboxsf", "prl_fs", "vmhgfs", "virtiofs", "drvfs"})
+
+
 def file_system_type(path: bytes, *, mountinfo: str = "/proc/self/mountinfo") -> str:
     """Return the type of the file system under `path`, such as `ext4`; empty where it cannot be told."""
     real = os.path.realpath(path)

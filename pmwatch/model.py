@@ -66,6 +66,54 @@ class Order(StrEnum):
     NONE = "none"
 
 
+class CompleteWhen(StrEnum):
+    """Which evidence makes a file complete."""
+
+    AUTO = "auto"
+    RENAMED = "renamed"
+    CLOSED = "closed"
+    STABLE = "stable"
+    MARKER = "marker"
+
+
+class WatchMode(StrEnum):
+    """How a folder notices new files between its scans."""
+
+    AUTO = "auto"
+    INOTIFY = "inotify"
+    POLL = "poll"
+
+
+class Validate(StrEnum):
+    """How much of a file's format is checked before it goes. `header` is `structure` and the header row as well."""
+
+    OFF = "off"
+    STRUCTURE = "structure"
+    HEADER = "header"
+
+
+class OnInvalid(StrEnum):
+    """What becomes of a file that a guard or its format refuses."""
+
+    HOLD = "hold"
+    FAIL = "fail"
+
+
+class Empty(StrEnum):
+    """What becomes of a file without a byte."""
+
+    SKIP = "skip"
+    FAIL = "fail"
+    UPLOAD = "upload"
+
+
+class Backlog(StrEnum):
+    """Whether many old files that lie there at the start go, or wait for a person's word."""
+
+    SEND = "send"
+    ASK = "ask"
+
+
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """One look at one path. A changed one means "look again", not "new version"."""
@@ -122,6 +170,8 @@ class Settled:
     order: Order
     seen_at: float
     settled_at: float
+    held: str = ""  # the reason why a person has to release it first
+    expected_sha256: str = ""  # what a manifest says
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +208,8 @@ class Delivery:
     duplicate_of: int
     previous_id: int
     location: bytes
+    released: bool = False  # a person said that it shall go, whatever the guards say
+    expected_sha256: str = ""  # what a manifest said
 
     @property
     def display_path(self) -> str:
@@ -257,6 +309,38 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
+class Completeness:
+    """What makes the files of a folder complete. Empty texts: not asked for.
+
+    `marker` is the name of a file's own marker, made of `{name}` or `{stem}`; `batch_marker` and
+    `batch_manifest` are globs of the files that complete a batch.
+    """
+
+    when: CompleteWhen = CompleteWhen.AUTO
+    marker: str = "{name}.done"
+    batch_marker: str = ""
+    batch_manifest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """What a file must be like to go without a person's word. Sizes are bytes; 0 or empty: not asked for.
+
+    `shrink` is the part of the last file's size below which the next one is held.
+    """
+
+    min_size: int = 0
+    max_size: int = MAX_PUT_BYTES
+    empty: Empty = Empty.SKIP
+    shrink: float = 0.0
+    validate: Validate = Validate.OFF
+    require_columns: tuple[str, ...] = ()
+    on_invalid: OnInvalid = OnInvalid.HOLD
+    backlog: Backlog = Backlog.SEND
+    max_backlog: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
 class Folder:
     """One watched folder with its filters, its destination and its policies, in plain values.
 
@@ -280,6 +364,11 @@ class Folder:
     archive_dir: bytes
     quarantine_dir: bytes
     tenants: frozenset[str]
+    completeness: Completeness = Completeness()
+    guards: Guards = Guards()
+    watch: WatchMode = WatchMode.AUTO
+    poll_seconds: float = 10.0
+    root_marker: str = ""
 
     @property
     def own_dirs(self) -> tuple[bytes, ...]:

@@ -130,6 +130,15 @@ class Reporter:
             self._metrics.watch_missed.labels(folder=folder).inc(missed)
         self._log.debug("scanned", folder=folder, seconds=round(seconds, 3), new_files=files, missed=missed)
 
+    def backlog_held(self, folder: str, count: int) -> None:
+        """Log that old files wait for a person's word (from an intake)."""
+        self._log.warning(
+            "backlog held",
+            folder=folder,
+            files=count,
+            hint=f"pmwatch backfill --folder {folder} sends them, pmwatch mark-seen --folder {folder} never will.",
+        )
+
     def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:
         """Log, once a file, that it is still not complete (from an intake)."""
         self._log.warning(

@@ -6,6 +6,7 @@ Who owns what: each folder's intake thread owns its watch, scans and settler; th
 
 import faulthandler
 import os
+import resource
 import signal
 import threading
 import time
@@ -48,6 +49,7 @@ from pmwatch.threads import Mailbox, Pulse, ThreadGroup, Wakeup
 from pmwatch.web.app import Questions, create_app
 from pmwatch.web.server import WebServer
 
+_MOST_FILES: Final = 65536
 _TICK_SECONDS: Final = 0.5
 _QUICK_TICK_SECONDS: Final = 0.05
 _ABORT_SECONDS: Final = 3.0
@@ -146,6 +148,7 @@ class Service:
         self._mailbox.receive(*_SIGNALS)
         faulthandler.register(signal.SIGUSR1)  # prints what every thread is doing, for a bug report
         quietens_leases()
+        _raise_file_limit()
         lock = self._lock_state()
         try:
             self._open(lock)
@@ -620,3 +623,11 @@ def _target_of(folder: Folder) -> Callable[[bytes], tuple[Target, Order] | None]
         return None if target is None else (target, folder.order)
 
     return target_of
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: a run of small files holds one for each of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

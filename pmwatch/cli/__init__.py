@@ -58,9 +58,13 @@ def _complain(*lines: str, hint: str) -> None:
 # Each of these modules adds its command to `app`.
 from pmwatch.cli import (  # noqa: E402, F401  `app` must exist first
     audit,
+    backfill,
     check,
     demo,
+    discard,
     doctor,
+    mark_seen,
+    release,
     retry,
     run,
     sandbox,

@@ -1,24 +1,20 @@
 """`pmwatch retry`: failed files go again."""
 
-import time
 from typing import Annotated
 
 import typer
 
 from pmwatch.cli import app
+from pmwatch.cli.choosing import choose, refusals, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
     StateDirOption,
     check_folder_name,
-    console,
     open_ledger,
-    print_json,
     settings_of,
 )
-from pmwatch.errors import ExitCode
-from pmwatch.ledger import Ledger
-from pmwatch.model import State, parse_duration
+from pmwatch.model import State
 
 
 @app.command()
@@ -44,36 +40,8 @@ def retry(
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
     ledger = open_ledger(settings, read_only=False)
-    wanted = list(ids or ()) or _choose(ledger, folder, reason, since)
-    refused = _refused(ledger, wanted)
+    wanted = list(ids or ()) or choose(ledger, State.FAILED, folder=folder, reason=reason, since=since)
+    refused = refusals(ledger, wanted, (State.FAILED, State.HELD))
     count = ledger.requeue(wanted)
     ledger.close()
-    if json:
-        print_json({"queued": count, "refused": refused})
-    else:
-        console().print(f"{count} of {len(wanted)} queued again")
-        for id_, why in refused.items():
-            console().print(f"  {id_}: {why}")
-    if count < len(wanted) or not wanted:
-        raise typer.Exit(ExitCode.FAILURE if wanted else ExitCode.OK)
-
-
-def _refused(ledger: Ledger, ids: list[int]) -> dict[int, str]:
-    """Say of each delivery that cannot be queued again why not."""
-    found = {id_: ledger.get(id_) for id_ in ids}
-    states = {id_: delivery.state if delivery else None for id_, delivery in found.items()}
-    return {
-        id_: f"is {state}, not failed or held" if state else "there is no such delivery"
-        for id_, state in states.items()
-        if state not in (State.FAILED, State.HELD)
-    }
-
-
-def _choose(ledger: Ledger, folder: str | None, reason: str | None, since: str | None) -> list[int]:
-    try:
-        after = time.time() - parse_duration(since) if since else 0.0
-    except ValueError as error:
-        raise typer.BadParameter(f"--since: {error}") from None
-    failed = ledger.list(states=[State.FAILED], folder=folder, limit=1_000_000)
-    chosen = [one for one in failed if one.finished_at >= after and reason in (None, one.reason)]
-    return [delivery.id for delivery in sorted(chosen, key=lambda delivery: delivery.seq)]
+    tell("queued", "queued again", count, wanted=wanted, refused=refused, json=json)

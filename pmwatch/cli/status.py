@@ -59,11 +59,15 @@ def _show(found: dict[str, Any]) -> None:
     table = Table("folder", "watch", "settling", *_SHOWN_STATES)
     for folder in found["folders"]:
         counts = [str(folder["states"].get(state, 0)) for state in _SHOWN_STATES]
-        table.add_row(folder["name"], "up" if folder["up"] else "down", str(folder["settling"]), *counts)
+        watch = ("polled" if folder.get("polled") else "up") if folder["up"] else "down"
+        table.add_row(folder["name"], watch, str(folder["settling"]), *counts)
     out.print(table)
     for folder in found["folders"]:
         if folder["problem"]:
             out.print(f"folder {folder['name']}: {folder['problem']}\n  {folder.get('hint', '')}")
+        for one in folder.get("never_settling", []):
+            since = format_duration(one["seconds"])
+            out.print(f"{one['path']} in folder {folder['name']} does not settle since {since}: {one['waits_for']}")
     for gate in found["gates"]:
         if not gate["open"]:
             since = format_duration(gate["closed_seconds"])

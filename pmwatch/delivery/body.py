@@ -41,6 +41,10 @@ class Source:
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
+    def fileno(self) -> int:
+        """Return the open descriptor, for who reads at positions of its own."""
+        return self._fd
+
     def chunks(self, *, check: Check = no_check) -> Iterator[bytes]:
         """Yield the whole file in chunks of 1 MiB; afterwards `sha256`, `md5` and `bytes_read` tell what went.
 

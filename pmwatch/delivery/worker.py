@@ -17,6 +17,7 @@ from typing import Any, Final
 from pmwatch.delivery.body import Source
 from pmwatch.delivery.dispose import dispose, quarantine, source_of
 from pmwatch.delivery.gates import Gates
+from pmwatch.delivery.guards import guard, guard_content
 from pmwatch.delivery.remote import Remote, api_filename
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.errors import (
@@ -30,12 +31,14 @@ from pmwatch.errors import (
     PmwatchError,
     Rejected,
     RemoteError,
+    SourceAway,
     SourceChanged,
     SourceVanished,
     UrlExpired,
 )
+from pmwatch.files import is_away
 from pmwatch.ledger import Arrived, Decided, Disposed, Ledger, StaleClaim, Verdict
-from pmwatch.model import MAX_PUT_BYTES, AfterUpload, Dedup, Delivery, Folder, Order, State, Target
+from pmwatch.model import AfterUpload, Dedup, Delivery, Folder, Order, State, Target
 from pmwatch.processmind import Receipt, url_expiry, url_host
 
 _URL_MARGIN_SECONDS: Final = 60.0
@@ -256,18 +259,34 @@ class Uploader:
                 sources.enter_context(attempt.source)
                 run.attempts.append(attempt)
 
-    def _look(self, _run: _Run, attempt: _Attempt) -> None:
+    def _look(self, run: _Run, attempt: _Attempt) -> None:
         """See that the source is the version that settled, and hash it first where it pays."""
         delivery, folder = attempt.delivery, attempt.folder
         with ExitStack() as stack:
             source = stack.enter_context(Source(*source_of(delivery, folder)))
             _check_version(delivery, source)
-            if folder.dedup is not Dedup.OFF:
-                large = source.fingerprint.size > SMALL_BYTES
-                if not (large and not delivery.previous_id and self._ledger.reserve_size(delivery)):
-                    attempt.sha256 = source.hash(check=self._check)
+            guard(delivery, folder, source, last_size=lambda: self._last_size(run, attempt), beat=self._check)
+            if self._is_hashed_first(delivery, folder, source):
+                attempt.sha256 = source.hash(check=self._check)
+                guard_content(delivery, attempt.sha256)
             attempt.source = source
             stack.pop_all()  # from here on the run closes it
+
+    def _last_size(self, run: _Run, attempt: _Attempt) -> int | None:
+        """Return the size of the folder's file before this one: of this run, or of the ledger."""
+        for before in reversed(run.attempts):
+            if before.folder.name == attempt.folder.name and before.source is not None:
+                return before.source.fingerprint.size
+        return self._ledger.last_size(attempt.delivery)
+
+    def _is_hashed_first(self, delivery: Delivery, folder: Folder, source: Source) -> bool:
+        """Tell whether a source is read once before it is sent: where it pays, or where a manifest names its hash."""
+        if delivery.expected_sha256:
+            return True
+        if folder.dedup is Dedup.OFF:
+            return False
+        large = source.fingerprint.size > SMALL_BYTES
+        return not (large and not delivery.previous_id and self._ledger.reserve_size(delivery))
 
     def _decide(self, run: _Run) -> None:
         """Ask the ledger what still has to go. A run ends where that depends on what it sends before."""
@@ -309,15 +328,8 @@ class Uploader:
     def _presign(self, _run: _Run, attempt: _Attempt) -> None:
         self._check()
         assert attempt.source is not None
-        source = attempt.source.fingerprint
-        if source.size > MAX_PUT_BYTES:
-            raise Rejected(
-                f"{source.size} bytes are more than one upload takes (5 GiB)",
-                hint="Split the export into files below 5 GiB.",
-                reason="too_large",
-            )
         attempt.url = ""
-        attempt.url = self._remote.presign(attempt.delivery, source)
+        attempt.url = self._remote.presign(attempt.delivery, attempt.source.fingerprint)
         self._gates.succeeded(attempt.delivery.target.tenant)
 
     def _send(self, run: _Run, attempt: _Attempt) -> None:
@@ -532,6 +544,10 @@ class Uploader:
     def _failed(self, attempt: _Attempt, error: PmwatchError) -> bool:
         """Turn an error into the delivery's next state; tell whether those behind it in the run may go on."""
         delivery = attempt.delivery
+        if isinstance(error, SourceVanished) and self._is_away(attempt):
+            error = SourceAway(
+                "its folder is not there, or what it lies on is not mounted", hint="Mount it; it goes on by itself."
+            )
         if isinstance(error, _GateShut | Interrupted):
             self._return(delivery, error.reason, url=attempt.url)
             return False
@@ -547,6 +563,13 @@ class Uploader:
         else:
             self._fail(delivery, attempt.folder, error)
         return True
+
+    def _is_away(self, attempt: _Attempt) -> bool:
+        """Tell whether a source that is not there may come back with its file system, for as long as that is tried."""
+        delivery, now = attempt.delivery, self._now()
+        if self._policy.given_up(now - (delivery.first_failed_at or now)):
+            return False
+        return is_away(*source_of(delivery, attempt.folder), delivery.fingerprint.device)
 
     def _vanished(self, delivery: Delivery, error: PmwatchError) -> None:
         """The version that settled is gone; what stands there now, if anything, is looked at afresh."""

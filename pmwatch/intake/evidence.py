@@ -8,8 +8,9 @@ from enum import StrEnum
 from typing import Final
 
 from pmwatch.errors import SourceError
-from pmwatch.files import open_regular
+from pmwatch.files import look, open_regular
 from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
+from pmwatch.model import display
 
 _EPOCH_SLACK_NS: Final = 24 * 3600 * 1_000_000_000
 
@@ -79,3 +80,29 @@ def renamed_into_place(*, renamed: bool, mtime_ns: int) -> Evidence:
     if mtime_ns < _EPOCH_SLACK_NS:
         return Evidence(Answer.UNKNOWN, "it was renamed into place with an mtime of 1970, as a broken-off rsync does")
     return Evidence(Answer.YES, "it was renamed into place")
+
+
+def unchanged(*, seconds: float, settle_seconds: float) -> Evidence:
+    """Judge two looks, `seconds` apart by the monotonic clock, that saw the same."""
+    if seconds < settle_seconds:
+        return Evidence(Answer.NO, f"a second look, unchanged for {settle_seconds:g} s")
+    return Evidence(Answer.YES, f"it is unchanged for {settle_seconds:g} s")
+
+
+def marker_of(path: bytes, template: str) -> bytes:
+    """Return the path of a file's own marker."""
+    directory, name = os.path.split(os.fsdecode(path))
+    stem = os.path.splitext(name)[0]
+    return os.fsencode(os.path.join(directory, template.replace("{name}", name).replace("{stem}", stem)))
+
+
+def marked(root: bytes, path: bytes, template: str, *, ctime_ns: int) -> Evidence:
+    """Look for a file's own marker, which must not be older than the file's last change (`ctime_ns`)."""
+    marker = marker_of(path, template)
+    st = look(root, marker)
+    shown = display(os.path.basename(marker))
+    if st is None:
+        return Evidence(Answer.NO, f"its marker {shown}")
+    if st.st_ctime_ns < ctime_ns:
+        return Evidence(Answer.NO, f"a new marker: {shown} is older than its last change")
+    return Evidence(Answer.YES, f"its marker {shown} is there")

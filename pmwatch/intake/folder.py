@@ -12,20 +12,24 @@ from typing import Final, Protocol
 
 from pmwatch.errors import FolderDown, LedgerError
 from pmwatch.files import look
-from pmwatch.intake.evidence import Evidence, no_writer
+from pmwatch.filesystems import file_system_type, has_events
+from pmwatch.intake.batch import Batches
+from pmwatch.intake.evidence import Evidence, marked, marker_of, no_writer
 from pmwatch.intake.inbox import Hints, Inbox
-from pmwatch.intake.rules import Rules
-from pmwatch.intake.scan import Found, root_identity, scan
-from pmwatch.intake.settle import Candidate, Settler
+from pmwatch.intake.rules import MARKER, Rules
+from pmwatch.intake.scan import Found, require_marker, root_identity, scan
+from pmwatch.intake.settle import Candidate, Settler, overdue
 from pmwatch.intake.watch import Watch, Watcher
 from pmwatch.ledger import Ledger
-from pmwatch.model import Fingerprint, Folder, Settled, file_kind
+from pmwatch.model import Backlog, CompleteWhen, Empty, Fingerprint, Folder, Settled, WatchMode, file_kind
 
 _CHECK_SECONDS: Final = 5.0  # how often the root is compared with the one that is watched
 _POLL_SECONDS: Final = 10.0  # the longest time between scans while there is no watch
 _RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
 _BATCH: Final = 500
 _MAX_KNOWN_PROBLEMS: Final = 1000
+_SHOWN_OVERDUE: Final = 5
+_MOST_OFTEN: Final = 16  # how many times as often a folder is scanned whose watch misses files
 
 
 class Observer(Protocol):
@@ -40,21 +44,29 @@ class Observer(Protocol):
     def scanned(self, folder: str, seconds: float, *, files: int, missed: int) -> None:
         """A full scan ended; `missed` files were found by it alone."""
 
+    def backlog_held(self, folder: str, count: int) -> None:
+        """Old files wait for a person's word."""
+
     def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:
         """A file has been settling for very long."""
 
 
 @dataclass(frozen=True, slots=True)
 class IntakeStatus:
-    """What the status page and the metrics show of one intake. `ignored` counts verdicts by reason."""
+    """What the status page and the metrics show of one intake.
+
+    `polled` says why it is scanned instead of watched; `ignored` counts verdicts by reason.
+    """
 
     up: bool
     watching: bool
+    polled: str
     problem: FolderDown | None
     scanned_once: bool
     settling: int
     oldest_unsettled_at: float | None
     ignored: dict[str, int]
+    never_settling: list[Candidate]
 
 
 class FolderIntake:
@@ -80,7 +92,19 @@ class FolderIntake:
         self._beat = beat
         self._monotonic = monotonic
         self._wall = wall
-        self._settler = Settler(folder.settle_seconds, self._no_writer)
+        self._settler = Settler(
+            folder.settle_seconds,
+            self._no_writer,
+            when=folder.completeness.when,
+            marked=self._marked,
+            empty_too=folder.guards.empty is not Empty.SKIP,
+        )
+        self._batches = Batches(folder.root, folder.completeness, self._no_writer)
+        self._polled = ""  # why there is no watch, where there is to be none
+        self._started_at_ns = int(wall() * 1e9)
+        self._old = 0  # news of the first scan that are older than the start
+        self._first_batch = 0.0
+        self._rescan_seconds = folder.rescan_seconds
         self._watch: Watch | None = None
         self._watched_root: tuple[int, int] | None = None
         self._problem: FolderDown | None = None
@@ -96,6 +120,9 @@ class FolderIntake:
 
     def _no_writer(self, path: bytes) -> Evidence:
         return no_writer(self.folder.root, path)
+
+    def _marked(self, path: bytes, ctime_ns: int) -> Evidence:
+        return marked(self.folder.root, path, self.folder.completeness.marker, ctime_ns=ctime_ns)
 
     # ---- one turn -----------------------------------------------------------------------------------------
 
@@ -113,6 +140,8 @@ class FolderIntake:
             self._look(path)
         if now >= self._next_scan:
             self._scan()
+        if self._batches.waiting():
+            self._ready += self._batches.released(self._settler.candidates())
         self._enqueue(now)
         self._report_overdue(now)
 
@@ -129,8 +158,11 @@ class FolderIntake:
             return
         try:
             root = root_identity(self.folder.root)
+            if self.folder.root_marker:
+                require_marker(self.folder.root, self.folder.root_marker)
             self._next_check = now + _CHECK_SECONDS
-            if self._watch is None or not self._watch.alive or root != self._watched_root:
+            blind = not self._polled and (self._watch is None or not self._watch.alive)
+            if blind or root != self._watched_root:
                 self._arm(root)
                 self._next_scan = now
             self._retry = _RETRY_FIRST
@@ -144,10 +176,21 @@ class FolderIntake:
 
     def _arm(self, root: tuple[int, int]) -> None:
         self._disarm()
-        self._watch = self._watcher.watch(
-            self.folder.root, inbox=self.inbox, enters=self.rules.enters, deep=self.rules.deep
-        )
+        self._polled = self._why_polled()
+        if not self._polled:
+            self._watch = self._watcher.watch(
+                self.folder.root, inbox=self.inbox, enters=self.rules.enters, deep=self.rules.deep
+            )
         self._watched_root = root
+
+    def _why_polled(self) -> str:
+        """Say why this folder is polled; empty where it is watched."""
+        if self.folder.watch is WatchMode.POLL:
+            return 'watch = "poll"'
+        kind = file_system_type(self.folder.root)
+        if self.folder.watch is WatchMode.AUTO and not has_events(kind):
+            return f"{kind} has no events"
+        return ""
 
     def _disarm(self) -> None:
         if self._watch is not None:
@@ -162,28 +205,45 @@ class FolderIntake:
     # ---- looks --------------------------------------------------------------------------------------------
 
     def _take(self, hints: Hints) -> None:
+        markers = set[bytes]()
         for path, renamed in hints.paths.items():
-            if self.rules.map(path).target is not None:
+            mapped = self.rules.map(path)
+            if mapped.target is not None:
                 self._look(path, renamed=renamed)
+            elif mapped.reason == MARKER:
+                markers.add(path)
+        if markers and self.folder.completeness.when is CompleteWhen.MARKER:
+            for candidate in self._settler.candidates():
+                if marker_of(candidate.path, self.folder.completeness.marker) in markers:
+                    self._look(candidate.path)
         for directory in hints.directories:
-            self._see(scan(self.folder.root, self.rules, below=directory, problem=_ignore))
+            self._see(scan(self.folder.root, self.rules, below=directory, problem=_ignore), self._monotonic())
 
     def _look(self, path: bytes, *, renamed: bool = False) -> None:
         st = look(self.folder.root, path)
         if st is None or file_kind(st.st_mode):
             self._settler.forget(path)
+            self._batches.forget(path)
         else:
             self._saw(path, Fingerprint.of(st), renamed=renamed)
 
     def _saw(self, path: bytes, seen: Fingerprint, *, renamed: bool = False, batch: float | None = None) -> None:
+        held = self._batches.candidate(path)
+        if held is not None and held.fingerprint == seen:
+            return
+        self._batches.forget(path)
         now = self._monotonic()
         settled = self._settler.saw(path, seen, now=now, wall=self._wall(), renamed=renamed, batch=batch)
-        if settled is not None:
+        if settled is None:
+            return
+        if self._batches.asked_for:
+            self._batches.hold(settled)
+        else:
             self._ready.append(settled)
 
-    def _see(self, files: Iterable[Found]) -> int:
+    def _see(self, files: Iterable[Found], batch: float) -> int:
         """Look at files that a scan found, unless the ledger knows them; return how many were news."""
-        batch, news, chunk = self._monotonic(), 0, list[Found]()
+        news, chunk = 0, list[Found]()
         for found in files:
             chunk.append(found)
             if len(chunk) >= _BATCH:
@@ -203,12 +263,16 @@ class FolderIntake:
             before = known.get(found.path)
             if before is not None and not before.is_news(seen):
                 continue
-            news += found.path not in self._settler
+            is_news = found.path not in self._settler and self._batches.candidate(found.path) is None
+            news += is_news
+            self._old += is_news and not self._scans_answered and seen.mtime_ns < self._started_at_ns
             self._saw(found.path, seen, batch=batch)
         return news
 
     def _scan(self) -> None:
         started, asked = self._monotonic(), self._scans_asked
+        if not self._scans_answered:
+            self._old, self._first_batch = 0, started
         ignored: Counter[str] = Counter()
 
         def problem(_path: bytes, reason: str) -> None:
@@ -217,7 +281,7 @@ class FolderIntake:
                 ignored[reason.partition(":")[0]] += 1
 
         try:
-            news = self._see(scan(self.folder.root, self.rules, problem=problem))
+            news = self._see(scan(self.folder.root, self.rules, problem=problem), started)
         except FolderDown as error:
             self._set_problem(error)
             self._next_check = started + self._retry
@@ -229,10 +293,19 @@ class FolderIntake:
         missed = news if self._scans_answered and self._watch is not None else 0
         self._scans_answered = asked
         ended = self._monotonic()
-        watching = self._watch is not None and self._watch.alive
-        interval = self.folder.rescan_seconds if watching else min(_POLL_SECONDS, self.folder.rescan_seconds)
-        self._next_scan = ended + max(interval, 2 * (ended - started))
+        self._next_scan = ended + max(self._seconds_to_next_scan(missed=missed), 2 * (ended - started))
         self._observer.scanned(self.folder.name, ended - started, files=news, missed=missed)
+
+    def _seconds_to_next_scan(self, *, missed: int) -> float:
+        """Return how long to wait: less where the watch has missed files, and less still where there is none."""
+        if self._polled:
+            return min(self.folder.poll_seconds, self.folder.rescan_seconds)
+        if self._watch is None or not self._watch.alive:
+            return min(_POLL_SECONDS, self.folder.rescan_seconds)
+        longest = self.folder.rescan_seconds
+        changed = self._rescan_seconds / 2 if missed else self._rescan_seconds * 2
+        self._rescan_seconds = min(longest, max(longest / _MOST_OFTEN, changed))
+        return self._rescan_seconds
 
     # ---- into the ledger ----------------------------------------------------------------------------------
 
@@ -251,6 +324,9 @@ class FolderIntake:
         self._reported.difference_update(candidate.path for candidate in ready)
         if entered:
             self._observer.settled(self.folder.name, len(entered))
+        backlog = sum(file.held == "backlog" for file in files)
+        if backlog:
+            self._observer.backlog_held(self.folder.name, backlog)
 
     def _settled(self, candidate: Candidate) -> Settled | None:
         target = self.rules.map(candidate.path).target
@@ -264,10 +340,19 @@ class FolderIntake:
             order=self.folder.order,
             seen_at=candidate.seen_at,
             settled_at=self._wall(),
+            held="backlog" if self._is_backlog(candidate) else "",
+            expected_sha256=candidate.expected_sha256,
         )
 
+    def _is_backlog(self, candidate: Candidate) -> bool:
+        """Tell whether a file waits for a person's word: one of very many old ones that lay there at the start."""
+        guards = self.folder.guards
+        if guards.backlog is Backlog.SEND or self._old <= guards.max_backlog:
+            return False
+        return candidate.batch == self._first_batch and candidate.fingerprint.mtime_ns < self._started_at_ns
+
     def _report_overdue(self, now: float) -> None:
-        for candidate in self._settler.overdue(now):
+        for candidate in self._settler.overdue(now) + overdue(self._batches.waiting(), now):
             if candidate.path not in self._reported:
                 self._reported.add(candidate.path)
                 self._observer.never_settles(self.folder.name, candidate, now - candidate.first_seen)
@@ -281,7 +366,8 @@ class FolderIntake:
 
     def unsettled(self) -> list[Candidate]:
         """Return the files that have content and are not in the ledger yet."""
-        return [candidate for candidate in self._settler.candidates() if candidate.fingerprint.size] + self._ready
+        settling = [candidate for candidate in self._settler.candidates() if candidate.fingerprint.size]
+        return settling + self._batches.waiting() + self._ready
 
     @property
     def idle(self) -> bool:
@@ -296,25 +382,28 @@ class FolderIntake:
     @property
     def ready(self) -> bool:
         """Tell whether the watch was tried: armed, or the folder is down and will come back."""
-        return self._watch is not None or self._problem is not None
+        return self._watched_root is not None or self._problem is not None
 
     def status(self) -> IntakeStatus:
         """Return a snapshot for other threads."""
         candidates = self.unsettled()
         watch = self._watch
+        watching = watch is not None and watch.alive
         return IntakeStatus(
-            up=self._problem is None and watch is not None and watch.alive,
-            watching=watch is not None and watch.alive,
+            up=self._problem is None and self._watched_root is not None and (bool(self._polled) or watching),
+            watching=watching,
+            polled=self._polled,
             problem=self._problem,
             scanned_once=self._scans_answered > 0,
             settling=len(candidates),
             oldest_unsettled_at=min((candidate.seen_at for candidate in candidates), default=None),
             ignored=dict(self._ignored),
+            never_settling=overdue(candidates, self._monotonic())[:_SHOWN_OVERDUE],
         )
 
     def candidate(self, path: bytes) -> Candidate | None:
         """Return a file that is still settling."""
-        return self._settler.candidate(path)
+        return self._settler.candidate(path) or self._batches.candidate(path)
 
     def close(self) -> None:
         """Stop watching."""

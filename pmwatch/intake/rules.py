@@ -1,12 +1,13 @@
 """Which files of a folder are wanted, and where each goes: ignore rules, filters and the path's placeholders."""
 
 import fnmatch
+import glob
 import os
 import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pmwatch.model import READABLE_TYPES, Folder, Target
+from pmwatch.model import READABLE_TYPES, Completeness, CompleteWhen, Folder, Target
 
 UNFINISHED_NAMES: Final = (
     ".*",
@@ -25,6 +26,9 @@ UNFINISHED_NAMES: Final = (
 """Names of files that somebody is still writing, or that only accompany one: ignored in every folder."""
 
 
+MARKER: Final = "a marker, which is not uploaded itself"
+
+
 @dataclass(frozen=True, slots=True)
 class Mapped:
     """What the rules say of a path: its target, or the reason why it has none."""
@@ -41,6 +45,7 @@ class Rules:
         self._unfinished = _compile(UNFINISHED_NAMES)
         self._include = _compile(folder.include or tuple(f"*.{kind}" for kind in READABLE_TYPES))
         self._exclude = _compile(folder.exclude)
+        self._markers = _compile(_marker_names(folder.completeness))
         self._own = tuple(os.path.relpath(own, folder.root) for own in folder.own_dirs if _is_below(own, folder.root))
 
     def map(self, path: bytes) -> Mapped:
@@ -52,6 +57,8 @@ class Rules:
         unfinished = next((part for part in text.split("/") if self._unfinished.match(part)), None)
         if unfinished is not None:
             return Mapped(None, "unfinished name")
+        if self._markers.match(name) or name == self._folder.root_marker:
+            return Mapped(None, MARKER)
         if not _matches(self._include, text, name):
             return Mapped(None, "not included" if self._folder.include else "unsupported type")
         if self._folder.exclude and _matches(self._exclude, text, name):
@@ -86,6 +93,15 @@ class Rules:
     def deep(self) -> bool:
         """Tell whether any sub-directory is looked into."""
         return self._folder.recursive or bool(self._folder.levels)
+
+
+def _marker_names(completeness: Completeness) -> tuple[str, ...]:
+    """Return globs of the names that mark others as complete."""
+    names = [completeness.batch_marker, completeness.batch_manifest]
+    if completeness.when is CompleteWhen.MARKER:
+        fixed = re.split(r"\{(?:name|stem)\}", completeness.marker)
+        names.append("*".join(glob.escape(part) for part in fixed))
+    return tuple(name for name in names if name)
 
 
 def _is_below(path: bytes, root: bytes) -> bool:

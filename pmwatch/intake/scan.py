@@ -30,6 +30,19 @@ def root_identity(root: bytes) -> tuple[int, int]:
     return st.st_dev, st.st_ino
 
 
+def require_marker(root: bytes, name: str) -> None:
+    """Raise FolderDown unless the file by which a mounted folder is known lies in its root."""
+    try:
+        os.stat(os.path.join(root, os.fsencode(name)), follow_symlinks=False)
+    except FileNotFoundError:
+        raise FolderDown(
+            f"{display(root)} holds no {name}: is what it lies on mounted?",
+            hint=f"Mount it, or create the file {name} there (root_marker).",
+        ) from None
+    except OSError as error:
+        raise _down(root, error) from None
+
+
 def _down(root: bytes, error: OSError) -> FolderDown:
     hints = {
         errno.ENOENT: "Create it, or mount what it lies on; pmwatch goes on by itself when it is there.",

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pmwatch.intake.evidence import Answer, Evidence, renamed_into_place
-from pmwatch.model import Fingerprint
+from pmwatch.intake.evidence import Answer, Evidence, renamed_into_place, unchanged
+from pmwatch.model import CompleteWhen, Fingerprint
 
 _LONG_SECONDS: Final = 900.0
 
@@ -30,6 +30,7 @@ class Candidate:
     batch: float
     renamed: bool
     waits_for: str = "a second look"
+    expected_sha256: str = ""
 
     @property
     def rank(self) -> tuple[float, int, bytes]:
@@ -37,12 +38,35 @@ class Candidate:
         return self.batch, self.fingerprint.mtime_ns, self.path
 
 
-class Settler:
-    """Decides by two looks, `settle_seconds` apart, and by what `no_writer` knows."""
+def _no_marker(_path: bytes, _ctime_ns: int) -> Evidence:
+    return Evidence(Answer.UNKNOWN, "no marker is asked for")
 
-    def __init__(self, settle_seconds: float, no_writer: Callable[[bytes], Evidence]) -> None:
+
+def _unless_yes(evidence: Evidence) -> str:
+    return "" if evidence.answer is Answer.YES else evidence.sentence
+
+
+class Settler:
+    """Decides by the evidence that `when` asks for: two looks, `settle_seconds` apart, and what the others know.
+
+    `no_writer` answers for a path, `marked` for a path and its ctime (ns). A file without a byte is complete only
+    where `empty_too` says so.
+    """
+
+    def __init__(
+        self,
+        settle_seconds: float,
+        no_writer: Callable[[bytes], Evidence],
+        *,
+        when: CompleteWhen = CompleteWhen.AUTO,
+        marked: Callable[[bytes, int], Evidence] = _no_marker,
+        empty_too: bool = False,
+    ) -> None:
         self._settle = settle_seconds
         self._no_writer = no_writer
+        self._when = when
+        self._marked = marked
+        self._empty_too = empty_too
         self._candidates: dict[bytes, Candidate] = {}
         self._due: list[tuple[float, bytes]] = []
 
@@ -101,27 +125,38 @@ class Settler:
             candidate = replace(before, fingerprint=fingerprint, same_since=now, renamed=renamed, waits_for="quiet")
         else:
             candidate = replace(before, renamed=before.renamed or renamed)
-        settled, waits_for = self._judge(candidate, now)
-        if settled:
+        waits_for = self._waits_for(candidate, now)
+        if not waits_for:
             self.forget(path)
             return candidate
         self._keep(replace(candidate, waits_for=waits_for), now)
         return None
 
-    def _judge(self, candidate: Candidate, now: float) -> tuple[bool, str]:
-        """Tell whether a file is complete, or what it waits for."""
-        quiet = now - candidate.same_since >= self._settle
-        renamed = renamed_into_place(renamed=candidate.renamed, mtime_ns=candidate.fingerprint.mtime_ns)
-        if candidate.fingerprint.size == 0:
-            return False, "content: it is empty"
-        if not quiet and renamed.answer is not Answer.YES:
-            return False, f"a second look, unchanged for {self._settle:g} s"
+    def _waits_for(self, candidate: Candidate, now: float) -> str:
+        """Return what a file waits for; empty where it is complete."""
+        if not candidate.fingerprint.size and not self._empty_too:
+            return "content: it is empty"
+        if self._when is CompleteWhen.MARKER:
+            return _unless_yes(self._marked(candidate.path, candidate.fingerprint.ctime_ns))
+        quiet = unchanged(seconds=now - candidate.same_since, settle_seconds=self._settle)
+        if self._when is CompleteWhen.STABLE:
+            return _unless_yes(quiet)
+        if self._when is CompleteWhen.CLOSED:
+            return _unless_yes(quiet) or _unless_yes(self._no_writer(candidate.path))
+        return self._waits_by_name(candidate, quiet)
+
+    def _waits_by_name(self, candidate: Candidate, quiet: Evidence) -> str:
+        """Let a file go at once that was renamed into place, and any other when it is quiet; never an open one."""
+        by_rule = self._when is CompleteWhen.RENAMED  # its writers use temporary names, also when nobody looked
+        renamed = renamed_into_place(renamed=candidate.renamed or by_rule, mtime_ns=candidate.fingerprint.mtime_ns)
+        at_once = renamed.answer is Answer.YES
+        if quiet.answer is Answer.NO and not at_once:
+            return quiet.sentence
         writer = self._no_writer(candidate.path)
         if writer.answer is Answer.NO:
-            return False, writer.sentence
-        if not quiet and writer.answer is Answer.UNKNOWN:
-            return False, f"a second look, unchanged for {self._settle:g} s"
-        return True, ""
+            return writer.sentence
+        unproven = writer.answer is Answer.UNKNOWN and not by_rule
+        return quiet.sentence if quiet.answer is Answer.NO and unproven else ""
 
     def _keep(self, candidate: Candidate, now: float) -> None:
         self._candidates[candidate.path] = candidate
@@ -132,8 +167,9 @@ class Settler:
 
     def overdue(self, now: float) -> list[Candidate]:
         """Return files that have been settling for more than a quarter of an hour; an empty one waits for content."""
-        return [
-            candidate
-            for candidate in self._candidates.values()
-            if now - candidate.first_seen >= _LONG_SECONDS and candidate.fingerprint.size
-        ]
+        return overdue(self._candidates.values(), now)
+
+
+def overdue(candidates: Iterable[Candidate], now: float) -> list[Candidate]:
+    """Return files with content that have been waiting for more than a quarter of an hour."""
+    return [one for one in candidates if now - one.first_seen >= _LONG_SECONDS and one.fingerprint.size]

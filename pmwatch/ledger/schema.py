@@ -64,6 +64,8 @@ deliveries: Final = Table(
     Column("previous_id", Integer, nullable=False),
     Column("kept", Integer, nullable=False),  # 1 while the source stands where it landed
     Column("location", LargeBinary, nullable=False),
+    Column("released", Integer, nullable=False),  # 1 once a person said that it shall go
+    Column("expected_sha256", Text, nullable=False),  # what a manifest says, else empty
 )
 
 lanes: Final = Table(
@@ -122,6 +124,10 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """CREATE TABLE destinations (
             tenant TEXT NOT NULL, dataset TEXT NOT NULL, datatable TEXT NOT NULL, tenant_id TEXT NOT NULL,
             dataset_id TEXT NOT NULL, datatable_id TEXT NOT NULL, PRIMARY KEY (tenant, dataset, datatable))""",
+    ),
+    (
+        "ALTER TABLE deliveries ADD COLUMN released INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE deliveries ADD COLUMN expected_sha256 TEXT NOT NULL DEFAULT ''",
     ),
 )
 VERSION: Final = len(MIGRATIONS)

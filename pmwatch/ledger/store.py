@@ -537,26 +537,49 @@ class Ledger:
 
     # ---- operators --------------------------------------------------------------------------------------
 
-    def requeue(self, ids: Sequence[int]) -> int:
-        """Queue failed or held deliveries again, from where their source lies now; return how many."""
+    def requeue(self, ids: Sequence[int], *, release: bool = False) -> int:
+        """Queue failed or held deliveries again, from where their source lies now; return how many.
 
-        def work(c: Connection) -> int:
-            values = {
-                "reason": "retry",
-                "detail": "",
-                "not_before": 0.0,
-                "first_failed_at": 0.0,
-                "recoveries": 0,
-            }
-            values |= {"finished_at": 0.0, "presigned_url": ""}
-            done = 0
-            for id_ in ids:
-                row = c.execute(select(_d.folder, _d.state).where(_d.id == id_)).first()
-                if row is not None and row.state in (State.FAILED, State.HELD):
-                    done += _move(c, id_, row.folder, State(row.state), State.QUEUED, values)
-            return done
+        With `release` no guard and no check asks about them again.
+        """
+        values: dict[str, Any] = {"reason": "released" if release else "retry", "detail": "", "not_before": 0.0}
+        values |= {"first_failed_at": 0.0, "recoveries": 0, "finished_at": 0.0, "presigned_url": ""}
+        values |= {"released": 1} if release else {}
+        return self._write(lambda c: _move_each(c, ids, (State.FAILED, State.HELD), State.QUEUED, values))
 
-        return self._write(work)
+    def discard(self, ids: Sequence[int], *, now: float) -> int:
+        """End held or failed deliveries without sending them: a person does not want them; return how many."""
+        values = {"outcome": Outcome.DISCARDED, "reason": "discarded", "detail": "", "finished_at": now}
+        return self._write(lambda c: _move_each(c, ids, (State.FAILED, State.HELD), State.DONE, values))
+
+    def ids(self, state: State, *, folder: str | None = None, reason: str | None = None) -> "list[int]":
+        """Return the deliveries in a state, oldest first; of one folder and for one reason where asked."""
+        query = select(_d.id).where(_d.state == state).order_by(_d.seq)
+        if folder is not None:
+            query = query.where(_d.folder == folder)
+        if reason is not None:
+            query = query.where(_d.reason == reason)
+        return list(self._read(lambda c: c.execute(query).scalars().all()))
+
+    def overtaken(self, id_: int) -> Delivery | None:
+        """Return the newest delivery that reached the same datatable although it came later, if any."""
+        query = (
+            select(deliveries)
+            .where(_d.lane == _lane_of_id(id_), _d.outcome == Outcome.UPLOADED)
+            .where(_d.seq > select(_d.seq).where(_d.id == id_).scalar_subquery())
+            .order_by(_d.seq.desc())
+            .limit(1)
+        )
+        row = self._read(lambda c: c.execute(query).first())
+        return _delivery(row) if row is not None else None
+
+    def last_size(self, delivery: Delivery) -> int | None:
+        """Return the size of what this folder last uploaded to the same datatable."""
+        assert delivery.destination is not None
+        given = {"of_tenant": delivery.destination.tenant_id, "of_table": delivery.destination.datatable_id}
+        query = _LAST_SIZE.where(_d.folder == delivery.folder)
+        size = self._read(lambda c: c.execute(query, given).scalar())
+        return None if size is None else int(size)
 
     # ---- questions --------------------------------------------------------------------------------------
 
@@ -683,6 +706,7 @@ _FRESH_VALUES: Final[dict[str, Any]] = {
     "duplicate_of": 0,
     "kept": 1,
     "location": b"",
+    "released": 0,
     **_SETTLED_VALUES,
 }
 
@@ -734,6 +758,7 @@ _FOLLOWING: Final = (
     .order_by(_d.seq)
     .limit(bindparam("longest"))
 )
+_STATE_OF: Final = select(_d.folder, _d.state).where(_d.id == bindparam("of_id"))
 _BY_ID: Final = select(deliveries).where(_d.id == bindparam("of_id"))
 _CURRENT: Final = select(deliveries).where(
     _d.folder == bindparam("of_folder"), _d.path == bindparam("of_path"), _d.current == 1
@@ -772,6 +797,12 @@ _RESERVE: Final = (
         ),
     )
     .values(inflight_sha256=bindparam("hash"), sha256=bindparam("hash"))
+)
+_LAST_SIZE: Final = (
+    select(_d.size)
+    .where(_OF_TABLE, _d.outcome == Outcome.UPLOADED)
+    .order_by(_d.uploaded_at.desc(), _d.seq.desc())
+    .limit(1)
 )
 _LAST_SEQ: Final = select(func.max(_d.seq))
 _INSERT: Final = insert(deliveries)
@@ -889,6 +920,16 @@ def _goes_along(row: _Row, head: _Row, small: int, now: float) -> bool:
     return ready and row.size <= small and not row.recoveries
 
 
+def _move_each(c: Connection, ids: Sequence[int], sources: tuple[State, ...], to: State, values: dict[str, Any]) -> int:
+    """Move those that are in one of the states; return how many."""
+    done = 0
+    for id_ in ids:
+        row = c.execute(_STATE_OF, {"of_id": id_}).first()
+        if row is not None and row.state in sources:
+            done += _move(c, id_, row.folder, State(row.state), to, values)
+    return done
+
+
 def _move_claimed(c: Connection, delivery: Delivery, to: State, values: dict[str, Any]) -> None:
     """Move what this claim holds; the attempt number tells it from a claim that was given back since."""
     _move(c, delivery.id, delivery.folder, State.UPLOADING, to, values, attempt=delivery.attempts)
@@ -917,14 +958,20 @@ def _enqueue(c: Connection, file: Settled) -> int:
 
 def _file_values(c: Connection, file: Settled) -> dict[str, Any]:
     seq = int(c.execute(_LAST_SEQ).scalar() or 0) + 1
-    times = {"seen_at": file.seen_at, "settled_at": file.settled_at}
-    return _target_values(c, file.target, file.order) | _fingerprint_values(file.fingerprint) | times | {"seq": seq}
+    facts: dict[str, Any] = {
+        "seen_at": file.seen_at,
+        "settled_at": file.settled_at,
+        "expected_sha256": file.expected_sha256,
+    }
+    if file.held:
+        facts |= {"state": State.HELD, "reason": file.held, "finished_at": file.settled_at}
+    return _target_values(c, file.target, file.order) | _fingerprint_values(file.fingerprint) | facts | {"seq": seq}
 
 
 def _insert(c: Connection, file: Settled, *, previous_id: int) -> int:
     values = _FRESH_VALUES | _file_values(c, file) | {"attempts": 0, "previous_id": previous_id}
     result = c.execute(_INSERT, {"folder": file.folder, "path": file.path, "current": 1, **values})
-    _count(c, file.folder, State.QUEUED, 1)
+    _count(c, file.folder, values["state"], 1)
     return int(result.inserted_primary_key[0])  # type: ignore[index]  # always there after an INSERT of one row
 
 
@@ -936,7 +983,7 @@ def _renew(c: Connection, row: _Row, file: Settled) -> int:
         row.id,
         row.folder,
         State(row.state),
-        State.QUEUED,
+        values["state"],
         {k: v for k, v in values.items() if k != "state"},
     )
     return int(row.id)
@@ -1008,4 +1055,6 @@ def _delivery(row: _Row) -> Delivery:
         duplicate_of=row.duplicate_of,
         previous_id=row.previous_id,
         location=row.location,
+        released=bool(row.released),
+        expected_sha256=row.expected_sha256,
     )

@@ -137,8 +137,9 @@ REFUSALS = {
     "a key that belongs to a folder, in the defaults": (
         '[defaults]\narchive_dir = "/srv/a"\n' + TENANT + FOLDER,
         (
-            "defaults: archive_dir: unknown key; known keys: include, exclude, recursive, settle, rescan_interval, "
-            "dedup, order, after_upload"
+            "defaults: archive_dir: unknown key; known keys: include, exclude, recursive, complete_when, marker, "
+            "batch, settle, watch, poll_interval, root_marker, rescan_interval, dedup, order, validate, "
+            "require_columns, on_invalid, min_size, max_size, empty, shrink_guard, backlog, max_backlog, after_upload"
         ),
     ),
     "a text where a number is needed": (
@@ -701,10 +702,10 @@ ENTRIES = st.fixed_dictionaries(
         "state": st.fixed_dictionaries({"dir": TEXTS}),
         "api": st.fixed_dictionaries({"base_url": TEXTS}),
         "http": st.fixed_dictionaries({"listen": TEXTS}),
-        "tenants": st.dictionaries(st.sampled_from([*config.TenantEntry.model_fields, "x"]), TABLES, max_size=4).map(
+        "tenants": st.dictionaries(st.sampled_from([*config.TenantEntry.keys(), "x"]), TABLES, max_size=4).map(
             lambda entry: [{"name": "acme", "id": "1", "api_key_file": "/k"}, entry]
         ),
-        "folders": st.dictionaries(st.sampled_from([*config.FolderEntry.model_fields, "x"]), TABLES, max_size=8).map(
+        "folders": st.dictionaries(st.sampled_from([*config.FolderEntry.keys(), "x"]), TABLES, max_size=8).map(
             lambda entry: [{"name": "a", "path": "/a", "tenant": "acme", "datatable": "t"}, entry]
         ),
     }

@@ -16,6 +16,7 @@ LEVELS = {
     "systemd": 0,
     "threads": 0,
     "files": 0,
+    "formats": 0,
     "filesystems": 0,
     "config": 1,
     "ledger": 2,
@@ -40,6 +41,8 @@ FROM_INIT = {"__version__"}
 SIDEWAYS = {
     ("files", "errors"): "opening a file below a root says in our own errors what is wrong with it",
     ("files", "model"): "its messages escape paths, and name the kind of what is no regular file",
+    ("formats", "errors"): "a file that cannot be read is told as everywhere else",
+    ("formats", "model"): "what is checked is the configuration's word, and content is escaped in sentences",
     ("explain", "intake"): "`why` asks the same rules and the same evidence that intake asks",
     ("audit", "intake"): "an audit gives every file on disk the verdict that intake would give it",
     ("doctor", "intake"): "the doctor looks at a root as a scan does",

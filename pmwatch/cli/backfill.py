@@ -1,0 +1,35 @@
+"""`pmwatch backfill`: the answer to a held backlog: send it."""
+
+from typing import Annotated
+
+import typer
+
+from pmwatch.cli import app
+from pmwatch.cli.choosing import choose, tell
+from pmwatch.cli.common import (
+    ConfigOption,
+    JsonOption,
+    StateDirOption,
+    check_folder_name,
+    open_ledger,
+    settings_of,
+)
+from pmwatch.model import State
+
+
+@app.command()
+def backfill(
+    *,
+    folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Send the old files that `backlog = "ask"` has held, in their order."""
+    settings = settings_of(config, state_dir=state_dir)
+    check_folder_name(settings, folder)
+    ledger = open_ledger(settings, read_only=False)
+    wanted = choose(ledger, State.HELD, folder=folder, reason="backlog")
+    count = ledger.requeue(wanted, release=False)
+    ledger.close()
+    tell("queued", "files of the backlog queued", count, wanted=wanted, refused={}, json=json)

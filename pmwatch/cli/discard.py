@@ -1,0 +1,46 @@
+"""`pmwatch discard`: held and failed files that nobody wants."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from pmwatch.cli import app
+from pmwatch.cli.choosing import choose, refusals, tell
+from pmwatch.cli.common import (
+    ConfigOption,
+    JsonOption,
+    StateDirOption,
+    check_folder_name,
+    open_ledger,
+    settings_of,
+)
+from pmwatch.model import State
+
+
+@app.command()
+def discard(
+    ids: Annotated[
+        list[int] | None,
+        typer.Argument(metavar="[ID]...", help="Deliveries, as `pmwatch status` lists them."),
+    ] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Every held and failed file.")] = False,
+    folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Only files held or failed for this reason.")] = None,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """End held or failed files without sending them. The files themselves stay where they lie."""
+    if not ids and not (every or folder or reason):
+        raise typer.BadParameter("name deliveries by id, or choose with --all, --folder or --reason")
+    settings = settings_of(config, state_dir=state_dir)
+    check_folder_name(settings, folder)
+    ledger = open_ledger(settings, read_only=False)
+    chosen = (choose(ledger, state, folder=folder, reason=reason) for state in (State.HELD, State.FAILED))
+    wanted = list(ids or ()) or [id_ for some in chosen for id_ in some]
+    refused = refusals(ledger, wanted, (State.HELD, State.FAILED))
+    count = ledger.discard(wanted, now=time.time())
+    ledger.close()
+    tell("discarded", "discarded", count, wanted=wanted, refused=refused, json=json)

@@ -1,0 +1,36 @@
+"""`pmwatch mark-seen`: the answer to a held backlog: leave it."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from pmwatch.cli import app
+from pmwatch.cli.choosing import choose, tell
+from pmwatch.cli.common import (
+    ConfigOption,
+    JsonOption,
+    StateDirOption,
+    check_folder_name,
+    open_ledger,
+    settings_of,
+)
+from pmwatch.model import State
+
+
+@app.command("mark-seen")
+def mark_seen(
+    *,
+    folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Never send the old files that `backlog = "ask"` has held. A new version of one goes like any other."""
+    settings = settings_of(config, state_dir=state_dir)
+    check_folder_name(settings, folder)
+    ledger = open_ledger(settings, read_only=False)
+    wanted = choose(ledger, State.HELD, folder=folder, reason="backlog")
+    count = ledger.discard(wanted, now=time.time())
+    ledger.close()
+    tell("discarded", "files of the backlog marked as seen", count, wanted=wanted, refused={}, json=json)

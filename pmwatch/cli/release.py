@@ -1,0 +1,52 @@
+"""`pmwatch release`: held files go as they are."""
+
+from typing import Annotated
+
+import typer
+
+from pmwatch.cli import app
+from pmwatch.cli.choosing import choose, refusals, tell
+from pmwatch.cli.common import (
+    ConfigOption,
+    JsonOption,
+    StateDirOption,
+    check_folder_name,
+    open_ledger,
+    settings_of,
+)
+from pmwatch.model import State
+
+
+@app.command()
+def release(
+    ids: Annotated[
+        list[int] | None,
+        typer.Argument(metavar="[ID]...", help="Deliveries, as `pmwatch status` lists them."),
+    ] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="Every held file.")] = False,
+    folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="Only files held for this reason.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also files that newer ones have overtaken.")] = False,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Send held files as they are: no guard and no check asks about them again."""
+    if not ids and not (every or folder or reason):
+        raise typer.BadParameter("name deliveries by id, or choose with --all, --folder or --reason")
+    settings = settings_of(config, state_dir=state_dir)
+    check_folder_name(settings, folder)
+    ledger = open_ledger(settings, read_only=False)
+    wanted = list(ids or ()) or choose(ledger, State.HELD, folder=folder, reason=reason)
+    refused = refusals(ledger, wanted, (State.HELD,))
+    for id_ in wanted:
+        newer = None if force or id_ in refused else ledger.overtaken(id_)
+        if newer is not None:
+            refused[id_] = (
+                f"a newer file went to the same datatable meanwhile ({newer.display_path}), which this one would "
+                "follow; --force sends it all the same"
+            )
+    count = ledger.requeue([id_ for id_ in wanted if id_ not in refused], release=True)
+    ledger.close()
+    tell("queued", "released", count, wanted=wanted, refused=refused, json=json)

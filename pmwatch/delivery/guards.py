@@ -1,0 +1,80 @@
+"""Guards: what must be true of a file before it goes without a person's word."""
+
+from collections.abc import Callable
+from typing import Final
+
+from pmwatch.delivery.body import Source
+from pmwatch.errors import Refused
+from pmwatch.formats import check
+from pmwatch.model import MAX_PUT_BYTES, Delivery, Empty, Folder, OnInvalid, Validate, format_size
+
+_HINT: Final = "A corrected file in its place goes by itself; to send this one as it is: pmwatch release {id}"
+
+
+def guard(
+    delivery: Delivery,
+    folder: Folder,
+    source: Source,
+    *,
+    last_size: Callable[[], int | None],
+    beat: Callable[[], None],
+) -> None:
+    """Raise Refused where the folder's guards or the file's format speak against it. Reads the file to check it.
+
+    `last_size` is asked for the size of the folder's last file, only where that matters. What a person released
+    is not asked about again.
+    """
+    guards, size = folder.guards, source.fingerprint.size
+    if size > MAX_PUT_BYTES:
+        raise Refused(
+            f"{size} bytes are more than one upload takes (5 GiB)",
+            reason="too_large",
+            hint="Split the export into files below 5 GiB.",
+            fail=True,
+        )
+    if delivery.released:
+        return
+    if not size:
+        if guards.empty is Empty.FAIL:
+            raise Refused("it is empty", reason="empty", hint=_hint(delivery), fail=True)
+        return
+    _guard_size(delivery, folder, size, last_size)
+    if guards.validate is not Validate.OFF:
+        finding = check(
+            source.fileno(),
+            delivery.path.rpartition(b"/")[2].decode("utf-8", "replace"),
+            validate=guards.validate,
+            require_columns=guards.require_columns,
+            beat=beat,
+        )
+        if finding.ok is False:
+            raise _refused(delivery, folder, "invalid", finding.sentence)
+
+
+def _guard_size(delivery: Delivery, folder: Folder, size: int, last_size: Callable[[], int | None]) -> None:
+    guards = folder.guards
+    if size < guards.min_size:
+        said = f"{format_size(size)} are less than min_size ({format_size(guards.min_size)})"
+        raise _refused(delivery, folder, "too_small", said)
+    if size > guards.max_size:
+        said = f"{format_size(size)} are more than max_size ({format_size(guards.max_size)})"
+        raise _refused(delivery, folder, "too_large", said)
+    last = last_size() if guards.shrink else None
+    if last is not None and size < last * guards.shrink:
+        said = f"{format_size(size)} are less than {guards.shrink:.0%} of the last file ({format_size(last)})"
+        raise Refused(said, reason="shrunk", hint=_hint(delivery))
+
+
+def guard_content(delivery: Delivery, sha256: str) -> None:
+    """Raise Refused where the content is not what the manifest said."""
+    if delivery.expected_sha256 and sha256 != delivery.expected_sha256 and not delivery.released:
+        said = f"its SHA-256 is {sha256[:12]}…, and its manifest says {delivery.expected_sha256[:12]}…"
+        raise Refused(said, reason="manifest_mismatch", hint=_hint(delivery))
+
+
+def _refused(delivery: Delivery, folder: Folder, reason: str, said: str) -> Refused:
+    return Refused(said, reason=reason, hint=_hint(delivery), fail=folder.guards.on_invalid is OnInvalid.FAIL)
+
+
+def _hint(delivery: Delivery) -> str:
+    return _HINT.format(id=delivery.id)

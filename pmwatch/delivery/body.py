@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from pmwatch.errors import SourceChanged, SourceUnreadable
+from pmwatch.failpoints import reached
 from pmwatch.files import open_regular
 from pmwatch.model import Fingerprint
 
@@ -63,6 +64,7 @@ class Source:
                 if self.bytes_read == size:
                     self.verify()  # before the last bytes go: a torn body must never be complete
                 yield chunk
+                reached("mid_body" if self.bytes_read < size else "after_last_byte")
             self.sha256, self.md5 = hashes.digests()
 
     def hash(self, *, check: Check = no_check) -> str:

@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any, Final
 
 from pmwatch.errors import DisposeError, SourceUnreadable, SourceVanished
+from pmwatch.failpoints import reached
 from pmwatch.files import is_regular, look, parent_directory, sync_directory
 from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, display
 
@@ -152,6 +153,7 @@ def move_into(root: bytes, path: bytes, target_directory: bytes, *, delivery: De
         if hidden is None:
             return b""
         try:
+            reached("during_archive_rename")
             target = _place(hidden, directory, target_directory, name, beat)
         except OSError:
             with suppress(OSError):  # the first trouble is the one to tell
@@ -188,6 +190,7 @@ def _place(hidden: bytes, source: int, target_directory: bytes, name: bytes, bea
             os.unlink(target)
             raise
         sync_directory(target_directory)
+        reached("between_copy_and_unlink")
         os.unlink(hidden, dir_fd=source)
     return target
 

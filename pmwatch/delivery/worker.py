@@ -36,6 +36,7 @@ from pmwatch.errors import (
     SourceVanished,
     UrlExpired,
 )
+from pmwatch.failpoints import reached
 from pmwatch.files import is_away
 from pmwatch.ledger import Arrived, Decided, Disposed, Ledger, StaleClaim, Verdict
 from pmwatch.model import AfterUpload, Dedup, Delivery, Folder, Order, State, Target
@@ -160,6 +161,7 @@ class Uploader:
         )
         if not claimed:
             return self._dispose_one()
+        reached("after_claim")
         run = _Run(claimed)
         if self._gates.enter(claimed[0].target.tenant):
             self._work(run)
@@ -318,6 +320,7 @@ class Uploader:
 
     def _remember(self, attempts: list[_Attempt]) -> None:
         asked = [(one.delivery, one.url, one.source.fingerprint) for one in attempts if one.source is not None]
+        reached("after_presign")
         if asked:
             self._ledger.remember_urls(asked)
 
@@ -385,6 +388,7 @@ class Uploader:
             if source.fingerprint.size == 0:
                 source.hash()
             verified = source.md5 == receipt.md5 if receipt.md5 else None
+        reached("after_answer")
         self._gates.succeeded(attempt.gate)
         return _Sent(attempt, receipt, source.sha256, time.monotonic() - started, verified, self._now())
 
@@ -407,6 +411,7 @@ class Uploader:
             for one in sent
         ]
         self._ledger.uploaded(arrived)
+        reached("after_commit")
         for one in sent:
             run.over(one.attempt.delivery)
             self._report(

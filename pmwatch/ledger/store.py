@@ -27,6 +27,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from pmwatch.errors import LedgerError
+from pmwatch.failpoints import reached
 from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
 from pmwatch.ledger.schema import counts, deliveries, destinations, lanes, migrate
 from pmwatch.ledger.writer import Writer, make_engine, translate
@@ -205,6 +206,7 @@ class Ledger:
             c.execute(update(deliveries).where(_d.state == State.UPLOADED).values(not_before=0.0))
             rows = c.execute(select(deliveries).where(_d.state == State.UPLOADING)).all()
             for row in rows:
+                reached("during_recovery")
                 tries = row.recoveries + 1
                 held = tries >= MAX_RECOVERIES
                 reason = "crash_loop" if held else "answer_lost" if row.presigned_url else "interrupted"

@@ -15,6 +15,7 @@ LEVELS = {
     "log": 0,
     "systemd": 0,
     "threads": 0,
+    "failpoints": 0,
     "files": 0,
     "formats": 0,
     "filesystems": 0,

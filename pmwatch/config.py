@@ -160,6 +160,8 @@ class FolderOptions(Section):
     rescan_interval: Annotated[float, BeforeValidator(_duration), Field(ge=0.1)] = 300.0
     dedup: Dedup = Dedup.CONTENT
     order: Order = Order.ARRIVAL
+    on_failure: Literal["continue", "block"] = "continue"
+    supersede: bool = False
     validate_: Validate = Field(Validate.OFF, alias="validate")  # BaseModel has a method of this name
     require_columns: tuple[NonEmpty, ...] = ()
     on_invalid: OnInvalid = OnInvalid.HOLD
@@ -504,6 +506,8 @@ def _completeness_problems(entry: FolderEntry) -> Iterator[str]:
         yield f"root_marker: {entry.root_marker!r} is not a plain name; the file lies in the folder's path itself"
     if entry.min_size > entry.max_size:
         yield f"min_size: {entry.min_size} bytes are more than max_size ({entry.max_size})"
+    if entry.on_failure == "block" and entry.order is Order.NONE:
+        yield 'on_failure: "block" needs an order; with order = "none" no file waits for another'
     if entry.require_columns and entry.validate_ is not Validate.HEADER:
         yield 'require_columns: only looked for with validate = "header"'
 
@@ -564,6 +568,8 @@ def _folder(entry: FolderEntry, tenants: frozenset[str]) -> Folder:
         watch=entry.watch,
         poll_seconds=entry.poll_interval,
         root_marker=entry.root_marker,
+        blocks=entry.on_failure == "block",
+        supersede=entry.supersede,
     )
 
 

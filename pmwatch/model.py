@@ -60,9 +60,11 @@ class AfterUpload(StrEnum):
 
 
 class Order(StrEnum):
-    """Whether the files of a datatable wait for each other."""
+    """In which order the files of a datatable go; `none`: they do not wait for each other."""
 
     ARRIVAL = "arrival"
+    NAME = "name"
+    MTIME = "mtime"
     NONE = "none"
 
 
@@ -170,6 +172,7 @@ class Settled:
     order: Order
     seen_at: float
     settled_at: float
+    supersedes: bool = False  # older files of the folder that still wait for the same datatable need not go
     held: str = ""  # the reason why a person has to release it first
     expected_sha256: str = ""  # what a manifest says
 
@@ -210,6 +213,7 @@ class Delivery:
     location: bytes
     released: bool = False  # a person said that it shall go, whatever the guards say
     expected_sha256: str = ""  # what a manifest said
+    resent: bool = False  # a person asked for this repetition: dedup does not
 
     @property
     def display_path(self) -> str:
@@ -369,6 +373,8 @@ class Folder:
     watch: WatchMode = WatchMode.AUTO
     poll_seconds: float = 10.0
     root_marker: str = ""
+    blocks: bool = False  # whether those behind a failed or held file wait for a person
+    supersede: bool = False  # whether only the newest file matters
 
     @property
     def own_dirs(self) -> tuple[bytes, ...]:

@@ -285,14 +285,14 @@ class Uploader:
         """Tell whether a source is read once before it is sent: where it pays, or where a manifest names its hash."""
         if delivery.expected_sha256:
             return True
-        if folder.dedup is Dedup.OFF:
+        if folder.dedup is Dedup.OFF or delivery.resent:
             return False
         large = source.fingerprint.size > SMALL_BYTES
         return not (large and not delivery.previous_id and self._ledger.reserve_size(delivery))
 
     def _decide(self, run: _Run) -> None:
         """Ask the ledger what still has to go. A run ends where that depends on what it sends before."""
-        asked = [one for one in run.attempts if one.sha256]
+        asked = [one for one in run.attempts if one.sha256 and not one.delivery.resent]
         decided = self._ledger.decide([(one.delivery, one.sha256, one.folder.dedup) for one in asked]) if asked else []
         for attempt, answer in zip(asked, decided, strict=False):
             attempt.decided = answer
@@ -563,10 +563,12 @@ class Uploader:
             return False
         elif error.decision is Decision.RETRY:
             return self._retry(attempt, error)
-        elif error.decision is Decision.HOLD:
-            self._end(delivery, State.HELD, error)
         else:
-            self._fail(delivery, attempt.folder, error)
+            if error.decision is Decision.HOLD:
+                self._end(delivery, State.HELD, error, blocks=attempt.folder.blocks)
+            else:
+                self._fail(delivery, attempt.folder, error)
+            return not attempt.folder.blocks
         return True
 
     def _is_away(self, attempt: _Attempt) -> bool:
@@ -598,7 +600,7 @@ class Uploader:
         failed_at = delivery.first_failed_at or now
         if error.of_file and self._policy.given_up(now - failed_at):
             self._fail(delivery, attempt.folder, error)
-            return True
+            return not attempt.folder.blocks
         not_before = now + self._policy.wait(now - failed_at)
         url = "" if isinstance(error, UrlExpired | ChecksumMismatch) else attempt.url
         self._ledger.give_back(
@@ -613,7 +615,7 @@ class Uploader:
         return attempt.folder.order is Order.NONE
 
     def _fail(self, delivery: Delivery, folder: Folder, error: PmwatchError) -> None:
-        self._end(delivery, State.FAILED, error)
+        self._end(delivery, State.FAILED, error, blocks=folder.blocks)
         try:
             location = quarantine(delivery, folder, facts=_error_facts(delivery, error, self._now()), beat=self._beat)
         except DisposeError as trouble:
@@ -622,7 +624,7 @@ class Uploader:
         if location:
             self._ledger.moved(delivery, location)
 
-    def _end(self, delivery: Delivery, to: State, error: PmwatchError) -> None:
+    def _end(self, delivery: Delivery, to: State, error: PmwatchError, *, blocks: bool = False) -> None:
         self._ledger.end(
             delivery,
             to,
@@ -630,6 +632,7 @@ class Uploader:
             detail=error.message,
             now=self._now(),
             location=delivery.location,
+            blocks=blocks,
         )
         self._report(_report_of(str(to), delivery, error, 0.0))
 

@@ -340,6 +340,7 @@ class FolderIntake:
             order=self.folder.order,
             seen_at=candidate.seen_at,
             settled_at=self._wall(),
+            supersedes=self.folder.supersede,
             held="backlog" if self._is_backlog(candidate) else "",
             expected_sha256=candidate.expected_sha256,
         )

@@ -66,6 +66,9 @@ deliveries: Final = Table(
     Column("location", LargeBinary, nullable=False),
     Column("released", Integer, nullable=False),  # 1 once a person said that it shall go
     Column("expected_sha256", Text, nullable=False),  # what a manifest says, else empty
+    Column("sort_key", LargeBinary, nullable=False),  # its place in the lane, before seq; empty by arrival
+    Column("blocks", Integer, nullable=False),  # 1 while it ended badly and those behind it in the lane have to wait
+    Column("resent", Integer, nullable=False),  # 1 for a repetition that a person asked for: past dedup
 )
 
 lanes: Final = Table(
@@ -128,6 +131,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
         "ALTER TABLE deliveries ADD COLUMN released INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE deliveries ADD COLUMN expected_sha256 TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE deliveries ADD COLUMN sort_key BLOB NOT NULL DEFAULT x''",
+        "ALTER TABLE deliveries ADD COLUMN blocks INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE deliveries ADD COLUMN resent INTEGER NOT NULL DEFAULT 0",
+        "DROP INDEX ix_lane",
+        "CREATE INDEX ix_lane ON deliveries (lane, state, sort_key, seq)",
+        "CREATE INDEX ix_blocks ON deliveries (lane) WHERE blocks = 1",
     ),
 )
 VERSION: Final = len(MIGRATIONS)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    or_,
     select,
     update,
 )
@@ -51,6 +52,7 @@ DISPOSAL_LEASE_SECONDS: Final = 60.0
 """How long a disposal may take before somebody else tries it; repeating one is harmless."""
 
 _FILE_NAME: Final = "ledger.db"
+_ENDED_BADLY: Final = (State.FAILED, State.HELD)
 _FOLDER_REMOVED: Final = "folder_removed"
 _CHUNK: Final = 500  # paths in one IN (…); SQLite takes 999 variables in its oldest builds
 _d = deliveries.c
@@ -105,6 +107,14 @@ class Disposed:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocker:
+    """A delivery behind which others wait: how many, by folder."""
+
+    delivery: Delivery
+    waiting: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """What the ledger holds about a path: enough to tell whether a look at it is news."""
 
@@ -126,7 +136,7 @@ class Known:
 def lane_of(target: Target, destination: Destination | None, order: Order) -> str:
     """Return the name of the queue in which files of one datatable wait for each other."""
     key = f"{destination.tenant_id}/{destination.datatable_id}" if destination else f"?{target}"
-    return key if order is Order.ARRIVAL else f"{key}~"
+    return f"{key}~" if order is Order.NONE else key
 
 
 class Ledger:
@@ -325,7 +335,7 @@ class Ledger:
             run = [head]
             if at_most > 1 and _goes_along(head, head, small, now):
                 longest = at_most - 1 if head.ordered else at_most * share - 1
-                given = {"of_lane": head.lane, "of_seq": head.seq, "longest": longest}
+                given = {"of_lane": head.lane, "of_id": head.id, "longest": longest}
                 run += takewhile(lambda row: _goes_along(row, head, small, now), c.execute(_FOLLOWING, given))
                 run = run if head.ordered else run[: max(1, min(at_most, len(run) // share))]
             claimed = [
@@ -493,10 +503,18 @@ class Ledger:
         self._write(lambda c: _move_all_claimed(c, values, State.QUEUED))
 
     def end(
-        self, delivery: Delivery, to: State, *, reason: str, detail: str, now: float, location: bytes = b""
+        self,
+        delivery: Delivery,
+        to: State,
+        *,
+        reason: str,
+        detail: str,
+        now: float,
+        location: bytes = b"",
+        blocks: bool = False,
     ) -> None:
-        """End a claimed delivery as held, failed or vanished."""
-        values = {"reason": reason, "detail": detail, "finished_at": now, "location": location}
+        """End a claimed delivery as held, failed or vanished; with `blocks` those behind it wait for a person."""
+        values = {"reason": reason, "detail": detail, "finished_at": now, "location": location, "blocks": int(blocks)}
         values |= {"kept": int(not location)} | _SETTLED_VALUES
         self._write(lambda c: _move_claimed(c, delivery, to, values))
 
@@ -545,13 +563,13 @@ class Ledger:
         With `release` no guard and no check asks about them again.
         """
         values: dict[str, Any] = {"reason": "released" if release else "retry", "detail": "", "not_before": 0.0}
-        values |= {"first_failed_at": 0.0, "recoveries": 0, "finished_at": 0.0, "presigned_url": ""}
+        values |= {"first_failed_at": 0.0, "recoveries": 0, "finished_at": 0.0, "presigned_url": "", "blocks": 0}
         values |= {"released": 1} if release else {}
         return self._write(lambda c: _move_each(c, ids, (State.FAILED, State.HELD), State.QUEUED, values))
 
     def discard(self, ids: Sequence[int], *, now: float) -> int:
         """End held or failed deliveries without sending them: a person does not want them; return how many."""
-        values = {"outcome": Outcome.DISCARDED, "reason": "discarded", "detail": "", "finished_at": now}
+        values = {"outcome": Outcome.DISCARDED, "reason": "discarded", "detail": "", "finished_at": now, "blocks": 0}
         return self._write(lambda c: _move_each(c, ids, (State.FAILED, State.HELD), State.DONE, values))
 
     def ids(self, state: State, *, folder: str | None = None, reason: str | None = None) -> "list[int]":
@@ -606,13 +624,16 @@ class Ledger:
         return [_delivery(row) for row in self._read(lambda c: c.execute(query).all())]
 
     def blocker(self, delivery: Delivery) -> Delivery | None:
-        """Return the earlier delivery for which a queued one of an ordered lane waits, if any."""
-        query = select(deliveries).where(
-            _d.lane == _lane_of_id(delivery.id), _d.state.in_(WAITING), _d.seq < delivery.seq
-        )
+        """Return the delivery for which a queued one of an ordered lane waits, if any."""
+        sort_key = select(_d.sort_key).where(_d.id == delivery.id).scalar_subquery()
+        before = or_(_d.sort_key < sort_key, and_(_d.sort_key == sort_key, _d.seq < delivery.seq))
+        waits = or_(and_(_d.state == State.QUEUED, before), _d.state == State.UPLOADING)
+        bad = and_(_d.blocks == 1, _d.state.in_(_ENDED_BADLY))
+        query = select(deliveries).where(_d.lane == _lane_of_id(delivery.id), _d.id != delivery.id, or_(waits, bad))
         if not self._read(lambda c: c.execute(_lane_is_ordered(delivery.id)).scalar()):
             return None
-        row = self._read(lambda c: c.execute(query.order_by(_d.seq).limit(1)).first())
+        first = query.order_by(_d.blocks.desc(), _d.sort_key, _d.seq).limit(1)
+        row = self._read(lambda c: c.execute(first).first())
         return _delivery(row) if row is not None else None
 
     def counts(self) -> dict[tuple[str, str], int]:
@@ -643,29 +664,26 @@ class Ledger:
 
         return self._read(work)
 
+    def blockers(self) -> Sequence[Blocker]:
+        """Return what holds up the ordered lanes: a head that is being retried, or one that ended badly and blocks."""
+
+        def work(c: Connection) -> Sequence[Blocker]:
+            rows = {row.id: row for query in (_RETRIED_HEADS, _RETRIED_NOW, _BLOCKING) for row in c.execute(query)}
+            found = []
+            for row in rows.values():
+                waiting = c.execute(_BEHIND, {"of_lane": row.lane, "of_id": row.id}).all()
+                if waiting:
+                    found.append(Blocker(_delivery(row), {one.folder: one.n for one in waiting}))
+            return found
+
+        return self._read(work)
+
     def blocked(self) -> dict[str, int]:
-        """Return, by folder, how many files wait behind an earlier one that is being retried."""
-        head = deliveries.alias("head")
-        first = (
-            select(func.min(_d.seq))
-            .where(_d.lane == lanes.c.lane, _d.state.in_(WAITING))
-            .correlate(lanes)
-            .scalar_subquery()
-        )
-        retried = (
-            select(lanes.c.lane, head.c.seq)
-            .select_from(lanes)
-            .join(head, and_(head.c.lane == lanes.c.lane, head.c.seq == first))
-            .where(lanes.c.ordered == 1, head.c.first_failed_at > 0)
-            .subquery()
-        )
-        query = (
-            select(_d.folder, func.count().label("n"))
-            .join(retried, and_(_d.lane == retried.c.lane, _d.seq > retried.c.seq))
-            .where(_d.state == State.QUEUED)
-            .group_by(_d.folder)
-        )
-        return {row.folder: row.n for row in self._read(lambda c: c.execute(query).all())}
+        """Return, by folder, how many files wait behind another one that is being retried or blocks."""
+        found = Counter[str]()
+        for blocker in self.blockers():
+            found.update(blocker.waiting)
+        return dict(found)
 
     def paths(self, folder: str) -> Iterator[bytes]:
         """Yield every path of a folder that the ledger knows."""
@@ -709,6 +727,8 @@ _FRESH_VALUES: Final[dict[str, Any]] = {
     "kept": 1,
     "location": b"",
     "released": 0,
+    "blocks": 0,
+    "resent": 0,
     **_SETTLED_VALUES,
 }
 
@@ -731,16 +751,17 @@ def _next_of_lanes(choice: Select[Any]) -> Select[Any]:
 
 
 def _next_ordered() -> Select[Any]:
-    head = select(_d.id).where(_d.lane == lanes.c.lane, _d.state == State.QUEUED).order_by(_d.seq).limit(1)
-    other = deliveries.alias("other")
+    head = select(_d.id).where(_d.lane == lanes.c.lane, _d.state == State.QUEUED).order_by(_d.sort_key, _d.seq).limit(1)
+    other, bad = deliveries.alias("other"), deliveries.alias("bad")
     busy = exists().where(other.c.lane == lanes.c.lane, other.c.state == State.UPLOADING)
-    return _next_of_lanes(head).where(lanes.c.ordered == 1, ~busy.correlate(lanes))
+    blocked = exists().where(bad.c.lane == lanes.c.lane, bad.c.blocks == 1, bad.c.state.in_(_ENDED_BADLY))
+    return _next_of_lanes(head).where(lanes.c.ordered == 1, ~busy.correlate(lanes), ~blocked.correlate(lanes))
 
 
 def _next_unordered() -> Select[Any]:
     due = _d.not_before <= bindparam("now")
     first = select(_d.id).where(_d.lane == lanes.c.lane, _d.state == State.QUEUED, due)
-    return _next_of_lanes(first.order_by(_d.seq).limit(1)).where(lanes.c.ordered == 0)
+    return _next_of_lanes(first.order_by(_d.sort_key, _d.seq).limit(1)).where(lanes.c.ordered == 0)
 
 
 @lru_cache(maxsize=256)
@@ -756,9 +777,35 @@ _NEXT_ORDERED: Final = _next_ordered()
 _NEXT_UNORDERED: Final = _next_unordered()
 _FOLLOWING: Final = (
     select(deliveries)
-    .where(_d.lane == bindparam("of_lane"), _d.state == State.QUEUED, _d.seq > bindparam("of_seq"))
-    .order_by(_d.seq)
+    .where(_d.lane == bindparam("of_lane"), _d.state == State.QUEUED, _d.id != bindparam("of_id"))
+    .order_by(_d.sort_key, _d.seq)
     .limit(bindparam("longest"))
+)
+_in_ordered_lane = and_(lanes.c.lane == _d.lane, lanes.c.ordered == 1)
+_head = deliveries.alias("head")
+_busy = exists().where(_head.c.lane == lanes.c.lane, _head.c.state == State.UPLOADING).correlate(lanes)
+_first = (
+    select(_head.c.id)
+    .where(_head.c.lane == lanes.c.lane, _head.c.state == State.QUEUED)
+    .order_by(_head.c.sort_key, _head.c.seq)
+    .limit(1)
+    .correlate(lanes)
+    .scalar_subquery()
+)
+_RETRIED_HEADS: Final = (
+    select(deliveries)
+    .select_from(lanes)
+    .join(deliveries, _d.id == _first)
+    .where(lanes.c.ordered == 1, ~_busy, _d.first_failed_at > 0)
+)
+_RETRIED_NOW: Final = (
+    select(deliveries).join(lanes, _in_ordered_lane).where(_d.state == State.UPLOADING, _d.first_failed_at > 0)
+)
+_BLOCKING: Final = select(deliveries).join(lanes, _in_ordered_lane).where(_d.blocks == 1, _d.state.in_(_ENDED_BADLY))
+_BEHIND: Final = (
+    select(_d.folder, func.count().label("n"))
+    .where(_d.lane == bindparam("of_lane"), _d.state == State.QUEUED, _d.id != bindparam("of_id"))
+    .group_by(_d.folder)
 )
 _STATE_OF: Final = select(_d.folder, _d.state).where(_d.id == bindparam("of_id"))
 _BY_ID: Final = select(deliveries).where(_d.id == bindparam("of_id"))
@@ -849,7 +896,7 @@ def _target_values(c: Connection, target: Target, order: Order) -> dict[str, str
 
 def _ensure_lane(c: Connection, lane: str, order: Order) -> None:
     if c.execute(_LANE, {"of_lane": lane}).first() is None:
-        c.execute(insert(lanes).values(lane=lane, ordered=int(order is Order.ARRIVAL), turn=0))
+        c.execute(insert(lanes).values(lane=lane, ordered=int(order is not Order.NONE), turn=0))
 
 
 def _ending(now: float, *, dispose: bool) -> dict[str, Any]:
@@ -961,6 +1008,7 @@ def _enqueue(c: Connection, file: Settled) -> int:
 def _file_values(c: Connection, file: Settled) -> dict[str, Any]:
     seq = int(c.execute(_LAST_SEQ).scalar() or 0) + 1
     facts: dict[str, Any] = {
+        "sort_key": _sort_key(file),
         "seen_at": file.seen_at,
         "settled_at": file.settled_at,
         "expected_sha256": file.expected_sha256,
@@ -970,11 +1018,36 @@ def _file_values(c: Connection, file: Settled) -> dict[str, Any]:
     return _target_values(c, file.target, file.order) | _fingerprint_values(file.fingerprint) | facts | {"seq": seq}
 
 
+def _sort_key(file: Settled) -> bytes:
+    """Return a file's place among those that wait in its lane; equal ones go as they came."""
+    if file.order is Order.NAME:
+        return os.path.basename(file.path)
+    return b"%020d" % file.fingerprint.mtime_ns if file.order is Order.MTIME else b""
+
+
 def _insert(c: Connection, file: Settled, *, previous_id: int) -> int:
     values = _FRESH_VALUES | _file_values(c, file) | {"attempts": 0, "previous_id": previous_id}
     result = c.execute(_INSERT, {"folder": file.folder, "path": file.path, "current": 1, **values})
     _count(c, file.folder, values["state"], 1)
-    return int(result.inserted_primary_key[0])  # type: ignore[index]  # always there after an INSERT of one row
+    id_ = int(result.inserted_primary_key[0])  # type: ignore[index]  # always there after an INSERT of one row
+    if file.supersedes:
+        _supersede(c, file, id_)
+    return id_
+
+
+def _supersede(c: Connection, file: Settled, by: int) -> None:
+    """End what still waits for the same datatable in this folder: only the newest matters there."""
+    target = file.target
+    older = select(_d.id).where(
+        _d.folder == file.folder,
+        _d.state == State.QUEUED,
+        _d.tenant == target.tenant,
+        _d.dataset == target.dataset,
+        _d.datatable == target.datatable,
+        _d.id != by,
+    )
+    values = {"outcome": Outcome.SUPERSEDED, "reason": "superseded", "finished_at": file.settled_at}
+    _move_each(c, c.execute(older).scalars().all(), (State.QUEUED,), State.DONE, values | _SETTLED_VALUES)
 
 
 def _renew(c: Connection, row: _Row, file: Settled) -> int:
@@ -1059,4 +1132,5 @@ def _delivery(row: _Row) -> Delivery:
         location=row.location,
         released=bool(row.released),
         expected_sha256=row.expected_sha256,
+        resent=bool(row.resent),
     )

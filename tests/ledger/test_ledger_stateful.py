@@ -104,7 +104,7 @@ class LedgerMachine(RuleBasedStateMachine):
         folder=st.sampled_from(FOLDERS),
         path=st.sampled_from(PATHS),
         mtime=st.integers(1, 3),
-        lane=st.tuples(st.sampled_from(TARGETS), st.sampled_from(Order)),
+        lane=st.tuples(st.sampled_from(TARGETS), st.sampled_from((Order.ARRIVAL, Order.NONE))),
     )
     def file_settles(self, folder: str, path: bytes, mtime: int, lane: tuple[Target, Order]) -> None:
         target, order = lane

@@ -92,7 +92,7 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
 ) -> tuple[str, list[str]]:
     st = look(folder.root, below)
     mapped = Rules(folder).map(below)
-    if candidate is not None and not candidate.fingerprint.size:
+    if candidate is not None and not candidate.fingerprint.size and folder.guards.empty is Empty.SKIP:
         return "empty", ["It is empty; it waits for content."]
     if candidate is not None:
         age = format_duration(now - candidate.seen_at)
@@ -143,7 +143,8 @@ def _format_evidence(folder: Folder, below: bytes, size: int) -> list[str]:
 
 
 def _state_sentence(delivery: Delivery, now: float) -> str:
-    size, target = format_size(delivery.fingerprint.size), delivery.target
+    size = format_size(delivery.fingerprint.size)
+    target = display(str(delivery.target).encode("utf-8", "surrogatepass"))
     age = format_duration(max(0.0, now - (delivery.finished_at or delivery.settled_at)))
     because = f" ({delivery.reason}: {delivery.detail})" if delivery.reason else ""
     sentences = {

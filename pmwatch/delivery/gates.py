@@ -46,6 +46,7 @@ class Gates:
         self._changed = changed
         self._gates: dict[str, Gate] = {}
         self._hosts: dict[str, str] = {}  # the storage host that a tenant's URLs last pointed to
+        self._probers: dict[str, int] = {}  # the thread that probes
         self._lock = threading.Lock()
 
     def add(self, name: str) -> None:
@@ -78,6 +79,7 @@ class Gates:
             gate = self._gates.setdefault(name, Gate(name))
             if not gate.is_open:
                 self._gates[name] = replace(gate, probing=True)
+                self._probers[name] = threading.get_ident()
             return True
 
     def points_to(self, tenant: str, host: str) -> None:
@@ -94,19 +96,26 @@ class Gates:
             self._changed(Gate(name))
 
     def left(self, name: str) -> None:
-        """A probe ended without saying anything about the destination; another may try."""
+        """This thread's probe, if it has one, ended without saying anything about the destination; another may try."""
         with self._lock:
-            if name in self._gates:
+            if name in self._gates and not self._probed_by_another(name):
                 self._gates[name] = replace(self._gates[name], probing=False)
 
+    def _probed_by_another(self, name: str) -> bool:
+        return name in self._gates and self._gates[name].probing and self._probers[name] != threading.get_ident()
+
     def failed(self, name: str, error: PmwatchError, *, retry_after: float | None = None) -> None:
-        """Close the gate, for `retry_after` seconds where the other side said so, else by back-off."""
+        """Close the gate, for `retry_after` seconds where the other side said so, else by back-off.
+
+        Where another thread probes, this is news from somebody who went through before: that probe goes on.
+        """
         now = self._now()
         with self._lock:
             before = self._gates.get(name, Gate(name))
             closed_at = before.closed_at or now
             wait = retry_after or self._policy.wait(now - closed_at)  # "Retry-After: 0" must not become a busy loop
-            gate = Gate(name, closed_at, now + wait, False, error.reason, error.message, error.hint)
+            probing = self._probed_by_another(name)
+            gate = Gate(name, closed_at, now + wait, probing, error.reason, error.message, error.hint)
             self._gates[name] = gate
         if before.is_open or before.reason != gate.reason:
             self._changed(gate)

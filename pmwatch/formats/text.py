@@ -56,13 +56,13 @@ class _Outline:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What a file is if this is its delimiter: a whole record has `expected` fields, as `matches` records have."""
+    """What a file is with this delimiter: a whole record has `expected` fields, a `share` has as many as the header."""
 
     delimiter: bytes
     header: list[bytes]
     header_line: int
     expected: int
-    matches: int
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +187,8 @@ def _unquoted(field: bytes) -> bytes:
 def _layouts(outline: _Outline) -> list[_Layout]:
     """Return what the file may be: one layout, or several for which its first records speak equally."""
     layouts = [layout for delimiter in _DELIMITERS if (layout := _layout(outline, delimiter)) is not None]
-    layouts.sort(key=lambda layout: (len(layout.header) > 1, layout.matches, len(layout.header)), reverse=True)
-    rivals = [other for other in layouts[1:] if len(other.header) > 1 and other.matches == layouts[0].matches]
+    layouts.sort(key=lambda layout: (len(layout.header) > 1, layout.share, len(layout.header)), reverse=True)
+    rivals = [other for other in layouts[1:] if len(other.header) > 1 and other.share == layouts[0].share]
     return layouts[:1] + rivals
 
 
@@ -206,7 +206,8 @@ def _layout(outline: _Outline, delimiter: bytes) -> _Layout | None:
     named = max((number for number, name in enumerate(header, start=1) if name.strip()), default=1)
     counts = [len(_fields(record, delimiter)) for _, record in records[1:-1]]  # the last one may be cut off
     expected = min(named, max(counts, default=named))  # a header may be wider than any record
-    return _Layout(delimiter, header, line, expected, counts.count(len(header)))
+    share = counts.count(len(header)) / len(counts) if counts else 1.0
+    return _Layout(delimiter, header, line, expected, share)
 
 
 # ---- the last record ----------------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Final
 
 from pmwatch.errors import SourceError
-from pmwatch.files import open_regular, parent_directory
+from pmwatch.files import look, open_regular, parent_directory
 from pmwatch.intake.evidence import Answer, Evidence
 from pmwatch.intake.settle import Candidate
-from pmwatch.model import Completeness, display
+from pmwatch.model import Completeness, Fingerprint, display
 
 _MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024
 _SHA256_LINE: Final = re.compile(rb"([0-9a-fA-F]{64})[ \t]+\*?(.+)")
@@ -38,6 +38,7 @@ class Batches:
         self._root = root
         self._marker = completeness.batch_marker
         self._manifest = completeness.batch_manifest
+        self._names = re.compile(translate(self._marker or self._manifest), re.IGNORECASE)  # as the rules know them
         self._no_writer = no_writer
         self._waiting: dict[bytes, Candidate] = {}
 
@@ -64,7 +65,7 @@ class Batches:
         return self._waiting.get(path)
 
     def released(self, unsettled: Iterable[Candidate]) -> list[Candidate]:
-        """Return the files whose batch is whole now, in their order, and forget them.
+        """Return the files whose batch is whole now, each batch by (mtime, name), and forget them.
 
         `unsettled` are the files that are not complete yet; a batch waits for them, too.
         """
@@ -74,49 +75,65 @@ class Batches:
         open_ones: dict[bytes, list[Candidate]] = defaultdict(list)
         for candidate in unsettled:
             open_ones[os.path.dirname(candidate.path)].append(candidate)
-        found: list[Candidate] = []
+        found: dict[bytes, Candidate] = {}
         for directory, held in by_directory.items():
-            if self._marker:
-                found += self._marked(directory, held, open_ones[directory])
-            else:
-                found += self._listed(directory, held)
-        for candidate in found:
+            for batch in self._whole(directory, held, open_ones[directory]):
+                came = max(one.batch for one in batch)
+                for one in batch:  # two manifests may list one file: the one that names its hash counts
+                    if one.expected_sha256 or one.path not in found:
+                        found[one.path] = replace(one, batch=came)
+        for path in found:
+            self.forget(path)
+        return sorted(found.values(), key=lambda candidate: candidate.rank)
+
+    def _whole(self, directory: bytes, held: list[Candidate], open_ones: list[Candidate]) -> list[list[Candidate]]:
+        """Return the batches of a directory that are whole, and of which nothing has changed since."""
+        found = self._marked(directory, held, open_ones) if self._marker else self._listed(directory, held)
+        return [batch for batch in found if all(self._is_still_there(one) for one in batch)]
+
+    def _is_still_there(self, candidate: Candidate) -> bool:
+        """Tell whether a file is what it was; nobody looks at one that waits here unless an event or a scan asks."""
+        st = look(self._root, candidate.path)
+        if st is None:
             self.forget(candidate.path)
-        return sorted(found, key=lambda candidate: candidate.rank)
+        elif Fingerprint.of(st) != candidate.fingerprint:
+            self._wait([candidate], "another look: it changed while it waited for its batch")
+        else:
+            return True
+        return False
 
     # ---- a marker -----------------------------------------------------------------------------------------
 
-    def _marked(self, directory: bytes, held: list[Candidate], open_ones: list[Candidate]) -> list[Candidate]:
-        """Release what is not newer than the newest marker, once all of that is complete."""
-        newest = max((st.st_ctime_ns for _, st in self._entries(directory, self._marker)), default=-1)
+    def _marked(self, directory: bytes, held: list[Candidate], open_ones: list[Candidate]) -> list[list[Candidate]]:
+        """Return what is not newer than the newest marker, once all of that is complete."""
+        newest = max((st.st_ctime_ns for _, st in self._entries(directory)), default=-1)
         late = [one for one in open_ones if one.fingerprint.ctime_ns <= newest and one.fingerprint.size]
-        whole = [] if late else [one for one in held if one.fingerprint.ctime_ns <= newest]
+        whole = [one for one in held if one.fingerprint.ctime_ns <= newest]
+        newer = (one for one in held if one.fingerprint.ctime_ns > newest)
+        self._wait(newer, f"{'the' if newest < 0 else 'a new'} {self._marker} of its batch")
         if late:
-            self._wait(held, f"others of its batch: {_names(one.path for one in late)}")
-        elif newest >= 0 and not whole:
-            self._wait(held, f"a new {self._marker}: the one there is older")
-        return whole
+            self._wait(whole, f"others of its batch: {_names(one.path for one in late)}")
+        return [whole] if whole and not late else []
 
     # ---- a manifest ---------------------------------------------------------------------------------------
 
-    def _listed(self, directory: bytes, held: list[Candidate]) -> list[Candidate]:
-        """Release what a manifest lists, once all of that has come."""
+    def _listed(self, directory: bytes, held: list[Candidate]) -> list[list[Candidate]]:
+        """Return what each manifest lists, once all of that has come."""
         here = {os.path.basename(candidate.path): candidate for candidate in held}
-        found: dict[bytes, Candidate] = {}
-        for name, _ in self._entries(directory, self._manifest):
+        found: list[list[Candidate]] = []
+        self._wait(held, f"the {self._manifest} of its batch")
+        for name, _ in self._entries(directory):
             manifest = self._read(directory, name)
             listed = [here[one] for one in manifest.sha256_of if one in here]
             missing = [one for one in manifest.sha256_of if one not in here]
             if manifest.trouble:
-                self._wait(held, manifest.trouble)
+                self._wait(here.values(), manifest.trouble)
             elif missing:
                 count = f"{len(missing)} of {len(manifest.sha256_of)}"
                 self._wait(listed, f"the rest of {display(name)}: {count} not here, {_names(missing)}")
             else:
-                for one in listed:
-                    expected = manifest.sha256_of[os.path.basename(one.path)]
-                    found[one.path] = replace(one, expected_sha256=expected)
-        return list(found.values())
+                found.append([replace(here[one], expected_sha256=said) for one, said in manifest.sha256_of.items()])
+        return found
 
     def _read(self, directory: bytes, name: bytes) -> _Manifest:
         path = os.path.join(directory, name)
@@ -138,14 +155,14 @@ class Batches:
         for candidate in held:
             self._waiting[candidate.path] = replace(candidate, waits_for=what)
 
-    def _entries(self, directory: bytes, pattern: str) -> list[tuple[bytes, os.stat_result]]:
-        """Return names and stats of the files in a directory that a pattern names, in the order of their names."""
+    def _entries(self, directory: bytes) -> list[tuple[bytes, os.stat_result]]:
+        """Return names and stats of the markers or manifests in a directory, in the order of their names."""
         try:
             with parent_directory(self._root, os.path.join(directory, b"x")) as (fd, _), os.scandir(fd) as entries:
                 found = [
                     (os.fsencode(entry.name), entry.stat(follow_symlinks=False))
                     for entry in entries
-                    if fnmatchcase(entry.name, pattern) and entry.is_file(follow_symlinks=False)
+                    if self._names.match(entry.name) and entry.is_file(follow_symlinks=False)
                 ]
         except (SourceError, OSError):
             return []

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import signal
 from dataclasses import dataclass
 from enum import StrEnum
@@ -92,8 +93,9 @@ def unchanged(*, seconds: float, settle_seconds: float) -> Evidence:
 def marker_of(path: bytes, template: str) -> bytes:
     """Return the path of a file's own marker."""
     directory, name = os.path.split(os.fsdecode(path))
-    stem = os.path.splitext(name)[0]
-    return os.fsencode(os.path.join(directory, template.replace("{name}", name).replace("{stem}", stem)))
+    values = {"{name}": name, "{stem}": os.path.splitext(name)[0]}
+    marker = re.sub(r"\{(?:name|stem)\}", lambda match: values[match[0]], template)
+    return os.fsencode(os.path.join(directory, marker))
 
 
 def marked(root: bytes, path: bytes, template: str, *, ctime_ns: int) -> Evidence:

@@ -54,11 +54,11 @@ class Rules:
         directory, name = os.path.split(text)
         if any(path == own or path.startswith(own + b"/") for own in self._own):
             return Mapped(None, "kept by pmwatch itself")
+        if self._markers.match(name) or name == self._folder.root_marker:
+            return Mapped(None, MARKER)  # also one with an unfinished name, such as .orders.csv.ok
         unfinished = next((part for part in text.split("/") if self._unfinished.match(part)), None)
         if unfinished is not None:
             return Mapped(None, "unfinished name")
-        if self._markers.match(name) or name == self._folder.root_marker:
-            return Mapped(None, MARKER)
         if not _matches(self._include, text, name):
             return Mapped(None, "not included" if self._folder.include else "unsupported type")
         if self._folder.exclude and _matches(self._exclude, text, name):

@@ -4,6 +4,7 @@ Source of paths, fields and answers: ProcessMind's "API calls" and "API referenc
 """
 
 import json
+import time
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from typing import Any, Final, Self, TypeVar, cast
@@ -22,12 +23,13 @@ from pmwatch.errors import (
     Throttled,
     Unreachable,
 )
-from pmwatch.processmind.http import Http
+from pmwatch.processmind.http import Http, http_date
 from pmwatch.processmind.models import Dataset, Datatable, TenantInfo
 
 DEFAULT_BASE_URL: Final = "https://api.processmind.com"
 _T = TypeVar("_T")
 _LONGEST_MESSAGE: Final = 300
+_LONGEST_WAIT_SECONDS: Final = 3600.0
 
 
 class Client:
@@ -202,9 +204,16 @@ def api_error(response: httpx.Response, *, secret: str = "") -> PmwatchError:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds of a `Retry-After` header in its numeric form, at most an hour."""
+    """Return the seconds of a `Retry-After` header, at most an hour; None where it says nothing, or what is past.
+
+    Its date is compared with the `Date` of the same answer where there is one: clocks may differ.
+    """
     text = response.headers.get("retry-after", "").strip()
-    return min(float(text), 3600.0) if text.isascii() and text.isdigit() else None
+    if text.isascii() and text.isdigit():
+        return min(float(text), _LONGEST_WAIT_SECONDS)
+    until = http_date(text)
+    now = http_date(response.headers.get("date", "")) or time.time()
+    return min(until - now, _LONGEST_WAIT_SECONDS) if until is not None and until > now else None
 
 
 def request_id(response: httpx.Response) -> str:

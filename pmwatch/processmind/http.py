@@ -123,14 +123,20 @@ class Http:
         response._content = bytes(content)  # noqa: SLF001  what response.read() does, with a limit
 
     def _note_clock(self, response: httpx.Response) -> None:
-        parsed = email.utils.parsedate_tz(response.headers.get("date", ""))
-        if parsed is None:
+        theirs = http_date(response.headers.get("date", ""))
+        if theirs is None:
             return
-        try:
-            skew = email.utils.mktime_tz(parsed) - self._now()
-        except (OverflowError, ValueError):
-            return
+        skew = theirs - self._now()
         self.clock_skew_seconds = 0.0 if abs(skew) <= 2 else skew
+
+
+def http_date(text: str) -> float | None:
+    """Return a date of an HTTP header in epoch seconds; None where it is none."""
+    try:
+        parsed = email.utils.parsedate_tz(text)
+        return None if parsed is None else float(email.utils.mktime_tz(parsed))
+    except (IndexError, OverflowError, ValueError):
+        return None
 
 
 @lru_cache(maxsize=64)

@@ -54,7 +54,10 @@ class Pace:
 
 @dataclass(slots=True)
 class State:
-    """What all connections share: the MD5 of each expected file, the pace, and what came."""
+    """What all connections share: the MD5 of each expected file, the pace, and what came.
+
+    `first_byte_at` is when the first byte of each file's body was read, by a clock that all processes share.
+    """
 
     origin: str = ""
     md5_of: dict[str, str] = field(default_factory=dict)
@@ -63,6 +66,7 @@ class State:
     presigned: int = 0
     puts: int = 0
     put_bytes: int = 0
+    first_byte_at: dict[str, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def presigned_url(self, filename: str) -> str:
@@ -82,12 +86,16 @@ class State:
     def control(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Take over what is `wanted` and return the counters before it.
 
-        `md5` by file name, `bytes_per_second` of bodies, `round_trip_seconds`, and `reset` for the counters.
+        `md5` by file name, `bytes_per_second` of bodies, `round_trip_seconds`, `reset` for the counters, and
+        `first_bytes` to have `first_byte_at` in the answer.
         """
         with self.lock:
-            counters = {"presigned": self.presigned, "puts": self.puts, "bytes": self.put_bytes}
+            counters: dict[str, Any] = {"presigned": self.presigned, "puts": self.puts, "bytes": self.put_bytes}
+            if wanted.get("first_bytes"):
+                counters["first_byte_at"] = dict(self.first_byte_at)
             if wanted.get("reset"):
                 self.presigned = self.puts = self.put_bytes = 0
+                self.first_byte_at = {}
             self.md5_of.update(wanted.get("md5", {}))
         if "bytes_per_second" in wanted:
             self.pace.bytes_per_second = float(wanted["bytes_per_second"])
@@ -147,17 +155,21 @@ class Connection:
         return bytes(body)
 
     def _put(self, target: str, length: int) -> None:
+        name = unquote(urlsplit(target).path.rpartition("/")[2])
         left = length - len(self._rest)
+        if self._rest:
+            self._state.first_byte_at[name] = time.monotonic()
         self._rest = b""
         recv_into, view, pace = self._sock.recv_into, self._view, self._state.pace
         while left > 0:
             count = recv_into(view[:left] if left < READ_BYTES else view)
             if not count:
                 raise Hangup
+            if left == length:
+                self._state.first_byte_at[name] = time.monotonic()
             left -= count
             pace.wait_for(count)
         self._state.came(length)
-        name = unquote(urlsplit(target).path.rpartition("/")[2])
         self._answer(200, b"", etag=self._state.md5_of.get(name, "not-an-md5"))
 
     def _api(self, target: str, body: bytes) -> None:

@@ -119,7 +119,9 @@ def test_statuses_of_the_api(http: Http, status: int, kind: type[RemoteError], d
         ({"Retry-After": "-1"}, None),
         ({"Retry-After": "soon"}, None),
         ({"Retry-After": "²"}, None),
-        ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+        ({"Retry-After": "Thu, 01 Jan 1998 00:00:00 GMT"}, None),
+        ({"Retry-After": "Sat, 01 Jan 2000 00:01:30 GMT", "Date": "Sat, 01 Jan 2000 00:00:00 GMT"}, 90.0),
+        ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 3600.0),
     ],
 )
 @pytest.mark.parametrize("status", [429, 503])

@@ -138,8 +138,9 @@ REFUSALS = {
         '[defaults]\narchive_dir = "/srv/a"\n' + TENANT + FOLDER,
         (
             "defaults: archive_dir: unknown key; known keys: include, exclude, recursive, complete_when, marker, "
-            "batch, settle, watch, poll_interval, root_marker, rescan_interval, dedup, order, on_failure, supersede, validate, "
-            "require_columns, on_invalid, min_size, max_size, empty, shrink_guard, backlog, max_backlog, after_upload"
+            "batch, settle, watch, poll_interval, root_marker, rescan_interval, dedup, order, on_failure, supersede, "
+            "validate, require_columns, on_invalid, min_size, max_size, empty, shrink_guard, "
+            "backlog, max_backlog, after_upload"
         ),
     ),
     "a text where a number is needed": (

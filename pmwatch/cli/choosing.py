@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from pmwatch.cli.common import console, print_json
+from pmwatch.config import Settings
 from pmwatch.errors import ExitCode
 from pmwatch.ledger import Ledger
 from pmwatch.model import State, parse_duration
@@ -26,16 +27,25 @@ def choose(
     return [one.id for one in found if one is not None and one.finished_at >= after]
 
 
-def refusals(ledger: Ledger, ids: Sequence[int], allowed: Sequence[State]) -> dict[int, str]:
-    """Say of each delivery that is in none of the `allowed` states why it cannot be taken."""
-    found = {id_: ledger.get(id_) for id_ in ids}
-    states = {id_: delivery.state if delivery else None for id_, delivery in found.items()}
+def refusals(
+    ledger: Ledger, ids: Sequence[int], allowed: Sequence[State], *, goes_to: Settings | None = None
+) -> dict[int, str]:
+    """Say of each delivery why it cannot be taken: it is in none of the `allowed` states, or cannot go.
+
+    One that is to go needs its folder in `goes_to`, or it would come back to the queue for ever.
+    """
     names = " or ".join(str(state) for state in allowed)
-    return {
-        id_: f"is {state}, not {names}" if state else "there is no such delivery"
-        for id_, state in states.items()
-        if state not in allowed
-    }
+    known = None if goes_to is None else {folder.name for folder in goes_to.folders}
+    refused = {}
+    for id_ in ids:
+        delivery = ledger.get(id_)
+        if delivery is None:
+            refused[id_] = "there is no such delivery"
+        elif delivery.state not in allowed:
+            refused[id_] = f"is {delivery.state}, not {names}"
+        elif known is not None and delivery.folder not in known:
+            refused[id_] = f"its folder {delivery.folder} is no longer in the configuration"
+    return refused
 
 
 def tell(key: str, done: str, count: int, *, wanted: Sequence[int], refused: dict[int, str], json: bool) -> None:

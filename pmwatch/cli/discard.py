@@ -39,7 +39,7 @@ def discard(
     check_folder_name(settings, folder)
     ledger = open_ledger(settings, read_only=False)
     chosen = (choose(ledger, state, folder=folder, reason=reason) for state in (State.HELD, State.FAILED))
-    wanted = list(ids or ()) or [id_ for some in chosen for id_ in some]
+    wanted = list(dict.fromkeys(ids or ())) or [id_ for some in chosen for id_ in some]
     refused = refusals(ledger, wanted, (State.HELD, State.FAILED))
     count = ledger.discard(wanted, now=time.time())
     ledger.close()

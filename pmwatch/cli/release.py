@@ -1,4 +1,4 @@
-"""`pmwatch release`: held files go as they are."""
+"""`pmwatch release`: held files, and failed ones that are named, go as they are."""
 
 from typing import Annotated
 
@@ -32,14 +32,14 @@ def release(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Send held files as they are: no guard and no check asks about them again."""
+    """Send held files, or failed ones by id, as they are: no guard and no check asks about them again."""
     if not ids and not (every or folder or reason):
         raise typer.BadParameter("name deliveries by id, or choose with --all, --folder or --reason")
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
     ledger = open_ledger(settings, read_only=False)
-    wanted = list(ids or ()) or choose(ledger, State.HELD, folder=folder, reason=reason)
-    refused = refusals(ledger, wanted, (State.HELD,))
+    wanted = list(dict.fromkeys(ids or ())) or choose(ledger, State.HELD, folder=folder, reason=reason)
+    refused = refusals(ledger, wanted, (State.HELD, State.FAILED), goes_to=settings)
     for id_ in wanted:
         newer = None if force or id_ in refused else ledger.overtaken(id_)
         if newer is not None:

@@ -1,6 +1,7 @@
 """Evidence that a file is complete. Each piece answers yes, no or unknown, with a sentence for people."""
 
 import fcntl
+import functools
 import os
 import re
 import signal
@@ -48,17 +49,23 @@ def no_writer(root: bytes, path: bytes) -> Evidence:
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return Evidence(Answer.UNKNOWN, "this system has no leases")
-    kind = file_system_type(os.path.join(root, os.path.dirname(path)))
-    if kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse"):
-        return Evidence(Answer.UNKNOWN, f"on {kind} writers on other machines cannot be seen")
     try:
         fd = open_regular(root, path)
     except SourceError as error:
         return Evidence(Answer.UNKNOWN, error.message)
     try:
+        kind = _file_system_type(os.path.join(root, os.path.dirname(path)), os.fstat(fd).st_dev)
+        if kind in NETWORK_FILE_SYSTEMS or kind.startswith("fuse"):
+            return Evidence(Answer.UNKNOWN, f"on {kind} writers on other machines cannot be seen")
         return _lease(fd)
     finally:
         os.close(fd)
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_system_type(directory: bytes, _device: int) -> str:
+    """Return the type of the file system of a directory, read once for as long as the device is the same."""
+    return file_system_type(directory)
 
 
 def _lease(fd: int) -> Evidence:

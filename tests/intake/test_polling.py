@@ -1,0 +1,143 @@
+"""Folders without events, and roots that come and go: real files, with the clock in the test's hand."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmwatch.intake import folder as folder_module
+from pmwatch.model import WatchMode
+from support.intakes import DiskIntake
+
+POLL = 10.0
+SETTLE = 5.0
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., DiskIntake]]:
+    made: list[DiskIntake] = []
+
+    def build(**changes: Any) -> DiskIntake:
+        made.append(DiskIntake(tmp_path, **{"poll_seconds": POLL} | changes))
+        return made[-1]
+
+    yield build
+    for one in made:
+        one.close()
+
+
+def test_a_polled_folder_has_no_watch_and_finds_files_by_its_scans(make: Callable[..., DiskIntake]) -> None:
+    disk = make(watch=WatchMode.POLL)
+    disk.turn()
+    status = disk.intake.status()
+    assert (status.up, status.watching, status.polled) == (True, False, 'watch = "poll"')
+    assert disk.watcher.armed == 0
+    assert disk.told.scans == 1
+    disk.write("a.csv")
+    disk.turn(after=POLL - 1)
+    assert disk.told.scans == 1
+    disk.turn(after=1)
+    assert disk.told.scans == 2
+    assert disk.waits_for("a.csv") == "a second look, unchanged for 5 s"
+    disk.turn(after=SETTLE)
+    assert disk.entered() == ["a.csv"]
+
+
+def test_it_is_scanned_no_less_often_than_any_folder(make: Callable[..., DiskIntake]) -> None:
+    disk = make(watch=WatchMode.POLL, rescan_seconds=2.0)
+    disk.turn()
+    disk.turn(after=2)
+    assert disk.told.scans == 2
+
+
+@pytest.mark.parametrize(
+    ("watch", "kind", "polled"),
+    [
+        (WatchMode.AUTO, "ext4", ""),
+        (WatchMode.AUTO, "", ""),
+        (WatchMode.AUTO, "overlay", ""),
+        (WatchMode.AUTO, "nfs4", "nfs4 has no events"),
+        (WatchMode.AUTO, "cifs", "cifs has no events"),
+        (WatchMode.AUTO, "fuse.sshfs", "fuse.sshfs has no events"),
+        (WatchMode.AUTO, "9p", "9p has no events"),
+        (WatchMode.AUTO, "vboxsf", "vboxsf has no events"),
+        (WatchMode.INOTIFY, "nfs4", ""),
+        (WatchMode.POLL, "ext4", 'watch = "poll"'),
+    ],
+)
+def test_the_file_system_and_the_configuration_decide(
+    make: Callable[..., DiskIntake], monkeypatch: pytest.MonkeyPatch, watch: WatchMode, kind: str, polled: str
+) -> None:
+    monkeypatch.setattr(folder_module, "file_system_type", lambda _: kind)
+    disk = make(watch=watch)
+    disk.turn()
+    status = disk.intake.status()
+    assert (status.up, status.polled, status.watching) == (True, polled, not polled)
+
+
+def test_another_file_system_below_the_same_path_is_judged_anew(
+    make: Callable[..., DiskIntake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = ["ext4"]
+    monkeypatch.setattr(folder_module, "file_system_type", lambda _: kinds[0])
+    disk = make()
+    disk.turn()
+    assert disk.intake.status().watching
+    kinds[0] = "nfs4"
+    disk.drop.rename(disk.drop.with_name("before"))
+    disk.drop.mkdir()
+    disk.write("a.csv")
+    disk.turn(after=6)
+    assert disk.intake.status().polled == "nfs4 has no events"
+    disk.turn(after=SETTLE)
+    assert disk.entered() == ["a.csv"]
+
+
+def test_a_folder_without_its_marker_is_down_and_comes_back(make: Callable[..., DiskIntake]) -> None:
+    disk = make(root_marker=".mounted")
+    disk.write("a.csv")
+    disk.settle()
+    assert disk.entered() == []
+    status = disk.intake.status()
+    assert not status.up
+    assert not disk.intake.reachable
+    assert status.problem is not None
+    assert status.problem.message.endswith("holds no .mounted: is what it lies on mounted?")
+    assert "Mount it, or create the file .mounted there" in status.problem.hint
+    disk.write(".mounted", b"")
+    disk.turn(after=31)
+    disk.turn(after=SETTLE)
+    assert disk.entered() == ["a.csv"]
+    assert disk.told.problems[-1] == ""
+    assert disk.intake.status().up
+
+
+def test_a_marker_that_is_taken_away_takes_the_folder_down(make: Callable[..., DiskIntake]) -> None:
+    disk = make(root_marker="MOUNTED", include=("*",))
+    disk.write("MOUNTED", b"")
+    disk.settle()
+    assert disk.entered() == []  # nor is it uploaded
+    (disk.drop / "MOUNTED").unlink()
+    disk.turn(after=6)
+    assert not disk.intake.status().up
+    disk.write("MOUNTED", b"")
+    disk.turn(after=31)
+    assert disk.intake.status().up
+
+
+@pytest.mark.parametrize("watch", WatchMode)
+def test_a_root_that_goes_and_comes_is_scanned(make: Callable[..., DiskIntake], watch: WatchMode) -> None:
+    disk = make(watch=watch)
+    disk.turn()
+    os.mkdir(disk.drop.with_name("new"))  # first, for it must not get the number of the other one
+    disk.drop.rmdir()
+    disk.turn(after=6)
+    assert not disk.intake.status().up
+    disk.drop.with_name("new").rename(disk.drop)
+    disk.write("a.csv")
+    disk.turn(after=31)
+    disk.turn(after=SETTLE)
+    assert disk.entered() == ["a.csv"]
+    assert disk.intake.status().up

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pmwatch.errors import LedgerError
-from pmwatch.ledger import Ledger, store
+from pmwatch.ledger import Ledger, base
 from pmwatch.ledger.schema import MIGRATIONS, VERSION, metadata
 from pmwatch.model import State
 from support.ledgers import claimed, current, drop, opened, sent
@@ -179,7 +179,7 @@ def test_a_network_file_system_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(store, "file_system_type", lambda _path: "nfs4")
+    monkeypatch.setattr(base, "file_system_type", lambda _path: "nfs4")
     with pytest.raises(LedgerError, match=r"network file system \(nfs4\)") as caught:
         Ledger.open(str(tmp_path), read_only=read_only)
     assert "local disk" in caught.value.hint

@@ -8,7 +8,8 @@ import pytest
 
 from pmwatch.errors import LedgerError
 from pmwatch.ledger import Arrived, Disposed, Ledger, StaleClaim
-from pmwatch.ledger.store import DISPOSAL_LEASE_SECONDS, MAX_RECOVERIES
+from pmwatch.ledger.moves import DISPOSAL_LEASE_SECONDS
+from pmwatch.ledger.store import MAX_RECOVERIES
 from pmwatch.model import Delivery, Outcome, State
 from support.ledgers import DESTINATION, TARGET, back, claimed, current, drop, look, opened, sent, settled, sha, succeed
 

@@ -1,0 +1,316 @@
+"""What happens to rows inside one transaction: entered, moved from state to state, decided."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import Connection, Select, insert, select, update
+
+from pmwatch.ledger.schema import counts, deliveries, lanes
+from pmwatch.ledger.statements import (
+    ADD_COUNT,
+    BY_ID,
+    CURRENT,
+    FRESH_VALUES,
+    INSERT,
+    LANE,
+    LAST_SEQ,
+    LATEST,
+    LATEST_EQUAL,
+    RESERVE,
+    RESOLVED,
+    SETTLED_VALUES,
+    STATE_OF,
+    move_statement,
+)
+from pmwatch.ledger.values import Decided, Known, StaleClaim, Verdict
+from pmwatch.model import Dedup, Delivery, Destination, Fingerprint, Order, Outcome, Settled, State, Target
+
+_d: Final = deliveries.c
+Row = Any  # SQLAlchemy 2.0 and 2.1 disagree on the parameters of Row
+
+DISPOSAL_LEASE_SECONDS: Final = 60.0
+"""How long a disposal may take before somebody else tries it; repeating one is harmless."""
+
+
+def lane_of(target: Target, destination: Destination | None, order: Order) -> str:
+    """Return the name of the queue in which files of one datatable wait for each other."""
+    key = f"{destination.tenant_id}/{destination.datatable_id}" if destination else f"?{target}"
+    return f"{key}~" if order is Order.NONE else key
+
+
+def fingerprint_of(row: Row) -> Fingerprint:
+    """Return the look at the source that a row holds."""
+    return Fingerprint(row.size, row.mtime_ns, row.ctime_ns, row.inode, row.device)
+
+
+def fingerprint_values(look: Fingerprint) -> dict[str, int]:
+    """Return the columns of a look."""
+    return {name: getattr(look, name) for name in ("size", "mtime_ns", "ctime_ns", "inode", "device")}
+
+
+def destination_values(destination: Destination | None) -> dict[str, str]:
+    """Return the columns of resolved ids, empty where there are none."""
+    ids = destination or Destination("", "", "")
+    return {"tenant_id": ids.tenant_id, "dataset_id": ids.dataset_id, "datatable_id": ids.datatable_id}
+
+
+def target_values(c: Connection, target: Target, order: Order) -> dict[str, str]:
+    """Return the columns of a target, with its ids where they are known, and make sure that its lane exists."""
+    names = {"tenant": target.tenant, "dataset": target.dataset, "datatable": target.datatable}
+    row = c.execute(RESOLVED, names).first()
+    destination = Destination(row.tenant_id, row.dataset_id, row.datatable_id) if row is not None else None
+    lane = lane_of(target, destination, order)
+    ensure_lane(c, lane, order)
+    return names | {"lane": lane} | destination_values(destination)
+
+
+def ensure_lane(c: Connection, lane: str, order: Order) -> None:
+    """Make sure that a lane has its row."""
+    if c.execute(LANE, {"of_lane": lane}).first() is None:
+        c.execute(insert(lanes).values(lane=lane, ordered=int(order is not Order.NONE), turn=0))
+
+
+def ending(now: float, *, dispose: bool) -> dict[str, Any]:
+    """Return what a confirmed delivery becomes: done, or leased to the one who disposes of its source."""
+    if dispose:
+        return SETTLED_VALUES | {"not_before": now + DISPOSAL_LEASE_SECONDS}
+    return SETTLED_VALUES | {"not_before": 0.0, "finished_at": now}
+
+
+def lane_of_id(id_: int) -> Any:
+    """Return the subquery for a delivery's lane."""
+    return select(_d.lane).where(_d.id == id_).scalar_subquery()
+
+
+def lane_is_ordered(id_: int) -> Select[Any]:
+    """Return the query for whether files of a delivery's lane wait for each other."""
+    return select(lanes.c.ordered).where(lanes.c.lane == lane_of_id(id_))
+
+
+def add_count(c: Connection, folder: str, state: str, by: int) -> None:
+    """Change how many deliveries of a folder are in a state."""
+    if c.execute(ADD_COUNT, {"of_folder": folder, "of_state": state, "by": by}).rowcount == 0:
+        c.execute(insert(counts).values(folder=folder, state=state, n=by))
+
+
+def move_one(  # noqa: PLR0917  who, from where, to where: read in this order at every call
+    c: Connection,
+    id_: int,
+    folder: str,
+    source: State,
+    to: State,
+    values: dict[str, Any],
+    *,
+    attempt: int | None = None,
+) -> bool:
+    """Move a delivery from one state to another, if it is (still) in the first; raise StaleClaim otherwise."""
+    statement = move_statement(tuple(sorted(values)), with_attempt=attempt is not None)
+    given = {f"new_{name}": value for name, value in values.items()}
+    given |= {"of_id": id_, "of_state": source, "new_state": to, "of_attempt": attempt}
+    if c.execute(statement, given).rowcount != 1:
+        raise StaleClaim(f"delivery {id_} is no longer {source}")
+    if source != to:
+        add_count(c, folder, source, -1)
+        add_count(c, folder, to, 1)
+    return True
+
+
+def move_all(c: Connection, moves: Sequence[tuple[Delivery, dict[str, Any]]], source: State, to: State) -> None:
+    """Move many deliveries from one state to another, each with values for the same columns; all or none."""
+    if not moves:
+        return
+    statement = move_statement(tuple(sorted(moves[0][1])), with_attempt=True)
+    given = [
+        {f"new_{name}": value for name, value in values.items()}
+        | {"of_id": one.id, "of_state": source, "new_state": to, "of_attempt": one.attempts}
+        for one, values in moves
+    ]
+    if c.execute(statement, given).rowcount != len(moves):
+        raise StaleClaim(f"delivery {' or '.join(str(one.id) for one, _ in moves)} is no longer {source}")
+    if source != to:
+        for folder, number in Counter(one.folder for one, _ in moves).items():
+            add_count(c, folder, source, -number)
+            add_count(c, folder, to, number)
+
+
+def move_all_claimed(c: Connection, moves: Sequence[tuple[Delivery, dict[str, Any]]], to: State) -> None:
+    """Move what one claim holds; all or none."""
+    move_all(c, moves, State.UPLOADING, to)
+
+
+def goes_along(row: Row, head: Row, small: int, now: float) -> bool:
+    """Tell whether a delivery may be claimed together with the one before it."""
+    ready = bool(row.datatable_id) and row.not_before <= now and row.tenant == head.tenant
+    return ready and row.size <= small and not row.recoveries
+
+
+def move_each(c: Connection, ids: Sequence[int], sources: tuple[State, ...], to: State, values: dict[str, Any]) -> int:
+    """Move those that are in one of the states; return how many."""
+    done = 0
+    for id_ in ids:
+        row = c.execute(STATE_OF, {"of_id": id_}).first()
+        if row is not None and row.state in sources:
+            done += move_one(c, id_, row.folder, State(row.state), to, values)
+    return done
+
+
+def move_claimed(c: Connection, delivery: Delivery, to: State, values: dict[str, Any]) -> None:
+    """Move what this claim holds; the attempt number tells it from a claim that was given back since."""
+    move_one(c, delivery.id, delivery.folder, State.UPLOADING, to, values, attempt=delivery.attempts)
+
+
+def require_claim(c: Connection, delivery: Delivery) -> None:
+    """Raise StaleClaim unless the claim still holds."""
+    move_claimed(c, delivery, State.UPLOADING, {})
+
+
+def enter_file(c: Connection, file: Settled) -> int:
+    """Enter one settled file; return its delivery's id, or 0 where it is no news."""
+    row = c.execute(CURRENT, {"of_folder": file.folder, "of_path": file.path}).first()
+    if row is None:
+        return _insert(c, file, previous_id=0)
+    known = Known(fingerprint_of(row), State(row.state), bool(row.kept))
+    if not known.is_news(file.fingerprint):
+        return 0
+    if known.state is State.VANISHED or (known.state is State.QUEUED and known.kept):
+        return _renew(c, row, file)  # one that waits in quarantine for its retry stays what it is
+    if known.state is State.HELD:
+        superseded = {"outcome": Outcome.SUPERSEDED, "finished_at": file.settled_at}
+        move_one(c, row.id, row.folder, State.HELD, State.DONE, superseded)
+    c.execute(update(deliveries).where(_d.id == row.id).values(current=None))
+    return _insert(c, file, previous_id=row.id)
+
+
+def _file_values(c: Connection, file: Settled) -> dict[str, Any]:
+    seq = int(c.execute(LAST_SEQ).scalar() or 0) + 1
+    facts: dict[str, Any] = {
+        "sort_key": _sort_key(file),
+        "seen_at": file.seen_at,
+        "settled_at": file.settled_at,
+        "expected_sha256": file.expected_sha256,
+    }
+    if file.held:
+        facts |= {"state": State.HELD, "reason": file.held, "finished_at": file.settled_at}
+    return target_values(c, file.target, file.order) | fingerprint_values(file.fingerprint) | facts | {"seq": seq}
+
+
+def _sort_key(file: Settled) -> bytes:
+    """Return a file's place among those that wait in its lane; equal ones go as they came."""
+    if file.order is Order.NAME:
+        return os.path.basename(file.path)
+    return b"%020d" % file.fingerprint.mtime_ns if file.order is Order.MTIME else b""
+
+
+def _insert(c: Connection, file: Settled, *, previous_id: int) -> int:
+    values = FRESH_VALUES | _file_values(c, file) | {"attempts": 0, "previous_id": previous_id}
+    result = c.execute(INSERT, {"folder": file.folder, "path": file.path, "current": 1, **values})
+    add_count(c, file.folder, values["state"], 1)
+    id_ = int(result.inserted_primary_key[0])  # type: ignore[index]  # always there after an INSERT of one row
+    if file.supersedes:
+        _supersede(c, file, id_)
+    return id_
+
+
+def _supersede(c: Connection, file: Settled, by: int) -> None:
+    """End what still waits for the same datatable in this folder: only the newest matters there."""
+    target = file.target
+    older = select(_d.id).where(
+        _d.folder == file.folder,
+        _d.state == State.QUEUED,
+        _d.tenant == target.tenant,
+        _d.dataset == target.dataset,
+        _d.datatable == target.datatable,
+        _d.id != by,
+    )
+    values = {"outcome": Outcome.SUPERSEDED, "reason": "superseded", "finished_at": file.settled_at}
+    move_each(c, c.execute(older).scalars().all(), (State.QUEUED,), State.DONE, values | SETTLED_VALUES)
+
+
+def _renew(c: Connection, row: Row, file: Settled) -> int:
+    """Let a delivery that has not gone yet stand for the new version at its path, at the end of the queue."""
+    values = FRESH_VALUES | _file_values(c, file)
+    move_one(
+        c,
+        row.id,
+        row.folder,
+        State(row.state),
+        values["state"],
+        {k: v for k, v in values.items() if k != "state"},
+    )
+    return int(row.id)
+
+
+def verdict_on(c: Connection, delivery: Delivery, sha256: str, policy: Dedup) -> Decided:
+    """Say whether content still has to go, and reserve it where it has."""
+    if policy is Dedup.OFF:
+        return Decided(Verdict.SEND)
+    previous = c.execute(BY_ID, {"of_id": delivery.previous_id}).first() if delivery.previous_id else None
+    if previous is not None and _is_same_file_again(previous, sha256):
+        return Decided(Verdict.UNCHANGED, previous.id)
+    equal = _last_uploaded(c, delivery, sha256)
+    if equal is not None:
+        latest = _last_uploaded(c, delivery)
+        older = latest is not None and latest.sha256 != sha256
+        if policy is Dedup.CONTENT or not older:
+            return Decided(Verdict.DUPLICATE, equal.id, older=older)
+    assert delivery.destination is not None
+    given = {"of_id": delivery.id, "of_attempt": delivery.attempts, "hash": sha256}
+    given |= {"of_tenant": delivery.destination.tenant_id, "of_table": delivery.destination.datatable_id}
+    given |= {"size_mark": size_mark(delivery.fingerprint.size)}
+    return Decided(Verdict.SEND if c.execute(RESERVE, given).rowcount else Verdict.WAIT)
+
+
+def size_mark(size: int) -> str:
+    """Return what stands in place of a hash while a file of unknown content is on its way."""
+    return f"size {size}"
+
+
+def _is_same_file_again(previous: Row, sha256: str) -> bool:
+    return bool(previous.state == State.DONE and previous.kept and previous.sha256 == sha256)
+
+
+def _last_uploaded(c: Connection, delivery: Delivery, sha256: str | None = None) -> Row | None:
+    """Return the delivery that last reached this datatable, with this content where one is given."""
+    assert delivery.destination is not None
+    given = {"of_tenant": delivery.destination.tenant_id, "of_table": delivery.destination.datatable_id}
+    if sha256 is None:
+        return c.execute(LATEST, given).first()
+    return c.execute(LATEST_EQUAL, given | {"of_size": delivery.fingerprint.size, "hash": sha256}).first()
+
+
+def delivery_of(row: Row) -> Delivery:
+    """Return a row as people and the other layers see it."""
+    destination = Destination(row.tenant_id, row.dataset_id, row.datatable_id) if row.datatable_id else None
+    return Delivery(
+        id=row.id,
+        folder=row.folder,
+        path=row.path,
+        target=Target(row.tenant, row.datatable, row.dataset),
+        destination=destination,
+        state=State(row.state),
+        outcome=row.outcome,
+        reason=row.reason,
+        detail=row.detail,
+        fingerprint=fingerprint_of(row),
+        sha256=row.sha256,
+        etag=row.etag,
+        seq=row.seq,
+        attempts=row.attempts,
+        recoveries=row.recoveries,
+        not_before=row.not_before,
+        seen_at=row.seen_at,
+        settled_at=row.settled_at,
+        claimed_at=row.claimed_at,
+        first_failed_at=row.first_failed_at,
+        uploaded_at=row.uploaded_at,
+        finished_at=row.finished_at,
+        presigned_url=row.presigned_url,
+        duplicate_of=row.duplicate_of,
+        previous_id=row.previous_id,
+        location=row.location,
+        released=bool(row.released),
+        expected_sha256=row.expected_sha256,
+        resent=bool(row.resent),
+    )

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from pmwatch.errors import SourceError
@@ -18,6 +18,7 @@ from pmwatch.model import (
     Empty,
     Fingerprint,
     Folder,
+    Outcome,
     State,
     Target,
     Validate,
@@ -25,8 +26,10 @@ from pmwatch.model import (
     file_kind,
     format_duration,
     format_size,
+    parse_duration,
 )
 
+_MOST_LISTED: Final = 10_000
 _LOOKED_INTO_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -181,6 +184,36 @@ def _waits(delivery: Delivery, ledger: Ledger, now: float) -> list[str]:
     return said
 
 
+_HISTORY_KEYS: Final = ("folder", "state", "outcome", "since", "limit")
+
+
+def history(ledger: Ledger, asked: Mapping[str, str], *, now: float) -> dict[str, Any]:
+    """Answer `pmwatch history`: deliveries by folder, state, outcome and age, newest first, and what people did.
+
+    `asked` holds texts, as a query string does: `since` is a duration such as `"2h"`. Raises ValueError with
+    what is allowed.
+    """
+    unknown = set(asked) - set(_HISTORY_KEYS)
+    if unknown:
+        raise ValueError(f"{min(unknown)}: unknown; known are {', '.join(_HISTORY_KEYS)}")
+    state, outcome, limit = asked.get("state"), asked.get("outcome"), asked.get("limit", "50")
+    for key, value, allowed in (("state", state, State), ("outcome", outcome, Outcome)):
+        if value and value not in list(allowed):
+            raise ValueError(f"{key}: {value!r} is none of {', '.join(allowed)}")
+    if not limit.isdecimal() or not 1 <= int(limit) <= _MOST_LISTED:
+        raise ValueError(f"limit: {limit!r} is no number from 1 to {_MOST_LISTED}")
+    since = now - parse_duration(asked["since"]) if asked.get("since") else 0.0
+    found = ledger.history(
+        folder=asked.get("folder"),
+        states=(State(state),) if state else (),
+        outcome=outcome,
+        since=since,
+        limit=int(limit),
+    )
+    done = [asdict(one) for one in ledger.actions(limit=int(limit)) if one.at >= since]
+    return {"deliveries": [as_dict(one) for one in found], "actions": done}
+
+
 def as_dict(delivery: Delivery) -> dict[str, Any]:
     """Return a delivery for JSON; the presigned URL is a secret and stays out."""
     return {
@@ -202,5 +235,6 @@ def as_dict(delivery: Delivery) -> dict[str, Any]:
         "finished_at": delivery.finished_at,
         "not_before": delivery.not_before,
         "duplicate_of": delivery.duplicate_of,
+        "resent": delivery.resent,
         "location": display(delivery.location),
     }

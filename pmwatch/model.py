@@ -213,7 +213,7 @@ class Delivery:
     location: bytes
     released: bool = False  # a person said that it shall go, whatever the guards say
     expected_sha256: str = ""  # what a manifest said
-    resent: bool = False  # a person asked for this repetition: dedup does not
+    resent: bool = False  # a person asked for this repetition of `duplicate_of`: it goes past dedup
 
     @property
     def display_path(self) -> str:

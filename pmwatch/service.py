@@ -27,6 +27,7 @@ from pmwatch.delivery.remote import ProcessMindRemote, Remote
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.delivery.worker import Report, Uploader
 from pmwatch.errors import ConfigError, ExitCode, LedgerError, PmwatchError
+from pmwatch.explain import history
 from pmwatch.intake.evidence import quietens_leases
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.rules import Rules
@@ -588,6 +589,7 @@ class Service:
             ready=self._unready,
             status=self.answers.status,
             why=self.answers.why,
+            history=lambda asked: history(self.ledger, asked, now=time.time()),
         )
 
     def _late(self) -> list[str]:

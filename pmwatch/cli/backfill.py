@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import choose, tell
+from pmwatch.cli.choosing import WhyOption, action, choose, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -21,6 +21,7 @@ from pmwatch.model import State
 def backfill(
     *,
     folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
+    why: WhyOption = "",
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     json: JsonOption = False,
@@ -30,6 +31,6 @@ def backfill(
     check_folder_name(settings, folder)
     ledger = open_ledger(settings, read_only=False)
     wanted = choose(ledger, State.HELD, folder=folder, reason="backlog")
-    count = ledger.requeue(wanted, release=False)
+    count = ledger.requeue(wanted, by=action("backfill", why))
     ledger.close()
     tell("queued", "files of the backlog queued", count, wanted=wanted, refused={}, json=json)

@@ -1,25 +1,53 @@
 """What the commands that change deliveries share: which ones are meant, which cannot be, and what came of it."""
 
+import getpass
+import os
 import time
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated
 
 import typer
 
 from pmwatch.cli.common import console, print_json
 from pmwatch.config import Settings
 from pmwatch.errors import ExitCode
-from pmwatch.ledger import Ledger
+from pmwatch.ledger import Action, Ledger
 from pmwatch.model import State, parse_duration
+
+WhyOption = Annotated[
+    str, typer.Option("--why", metavar="TEXT", help="Why you do it; `pmwatch history --actions` shows it later.")
+]
+
+
+def action(command: str, why: str) -> Action:
+    """Return the record of what is about to be done, for the ledger."""
+    caller = os.environ.get("SUDO_USER", "")
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user has no name
+        user = f"uid {os.getuid()}"
+    return Action(time.time(), f"{caller} (as {user})" if caller and caller != user else user, command, why)
+
+
+def moment(option: str, text: str) -> float:
+    """Return epoch seconds: `"2h"` is two hours ago, `"2026-11-01"` or `"2026-11-01T08:00"` local time."""
+    try:
+        return time.time() - parse_duration(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        allowed = 'a duration such as "2h" (so long ago), or a date or time such as "2026-11-01" or "2026-11-01T08:00"'
+        raise typer.BadParameter(f"{option}: {text!r} is neither: {allowed}") from None
 
 
 def choose(
     ledger: Ledger, state: State, *, folder: str | None, reason: str | None = None, since: str | None = None
 ) -> list[int]:
     """Return the deliveries in a state by folder, reason and age, oldest first."""
-    try:
-        after = time.time() - parse_duration(since) if since else 0.0
-    except ValueError as error:
-        raise typer.BadParameter(f"--since: {error}") from None
+    after = moment("--since", since) if since else 0.0
     ids = ledger.ids(state, folder=folder, reason=reason)
     if not since:
         return ids

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import choose, refusals, tell
+from pmwatch.cli.choosing import WhyOption, action, choose, refusals, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -28,6 +28,7 @@ def discard(
     every: Annotated[bool, typer.Option("--all", help="Every held and failed file.")] = False,
     folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
     reason: Annotated[str | None, typer.Option("--reason", help="Only files held or failed for this reason.")] = None,
+    why: WhyOption = "",
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     json: JsonOption = False,
@@ -41,6 +42,6 @@ def discard(
     chosen = (choose(ledger, state, folder=folder, reason=reason) for state in (State.HELD, State.FAILED))
     wanted = list(dict.fromkeys(ids or ())) or [id_ for some in chosen for id_ in some]
     refused = refusals(ledger, wanted, (State.HELD, State.FAILED))
-    count = ledger.discard(wanted, now=time.time())
+    count = ledger.discard(wanted, now=time.time(), by=action("discard", why))
     ledger.close()
     tell("discarded", "discarded", count, wanted=wanted, refused=refused, json=json)

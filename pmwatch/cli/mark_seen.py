@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import choose, tell
+from pmwatch.cli.choosing import WhyOption, action, choose, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -22,6 +22,7 @@ from pmwatch.model import State
 def mark_seen(
     *,
     folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
+    why: WhyOption = "",
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     json: JsonOption = False,
@@ -31,6 +32,6 @@ def mark_seen(
     check_folder_name(settings, folder)
     ledger = open_ledger(settings, read_only=False)
     wanted = choose(ledger, State.HELD, folder=folder, reason="backlog")
-    count = ledger.discard(wanted, now=time.time())
+    count = ledger.discard(wanted, now=time.time(), by=action("mark-seen", why))
     ledger.close()
     tell("discarded", "files of the backlog marked as seen", count, wanted=wanted, refused={}, json=json)

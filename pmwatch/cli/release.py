@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import choose, refusals, tell
+from pmwatch.cli.choosing import WhyOption, action, choose, refusals, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -28,6 +28,7 @@ def release(
     folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
     reason: Annotated[str | None, typer.Option("--reason", help="Only files held for this reason.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Also files that newer ones have overtaken.")] = False,
+    why: WhyOption = "",
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     json: JsonOption = False,
@@ -47,6 +48,6 @@ def release(
                 f"a newer file went to the same datatable meanwhile ({newer.display_path}), which this one would "
                 "follow; --force sends it all the same"
             )
-    count = ledger.requeue([id_ for id_ in wanted if id_ not in refused], release=True)
+    count = ledger.requeue([id_ for id_ in wanted if id_ not in refused], release=True, by=action("release", why))
     ledger.close()
     tell("queued", "released", count, wanted=wanted, refused=refused, json=json)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import choose, refusals, tell
+from pmwatch.cli.choosing import WhyOption, action, choose, refusals, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -30,6 +30,7 @@ def retry(
     since: Annotated[
         str | None, typer.Option("--since", metavar="DURATION", help='Only what failed in the last "2h".')
     ] = None,
+    why: WhyOption = "",
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
     json: JsonOption = False,
@@ -42,6 +43,6 @@ def retry(
     ledger = open_ledger(settings, read_only=False)
     wanted = list(dict.fromkeys(ids or ())) or choose(ledger, State.FAILED, folder=folder, reason=reason, since=since)
     refused = refusals(ledger, wanted, (State.FAILED, State.HELD), goes_to=settings)
-    count = ledger.requeue([id_ for id_ in wanted if id_ not in refused])
+    count = ledger.requeue([id_ for id_ in wanted if id_ not in refused], by=action("retry", why))
     ledger.close()
     tell("queued", "queued again", count, wanted=wanted, refused=refused, json=json)

@@ -34,7 +34,7 @@ def dispose(delivery: Delivery, folder: Folder, *, beat: Beat = _no_beat) -> tup
     """
     root, path = source_of(delivery, folder)
     try:
-        if folder.after_upload is AfterUpload.KEEP:
+        if folder.after_upload is AfterUpload.KEEP or is_archived(delivery, folder):
             return delivery.location, not delivery.location
         if folder.after_upload is AfterUpload.DELETE:
             return b"", not _delete(root, path, delivery)
@@ -52,6 +52,11 @@ def _archive_directory(delivery: Delivery, folder: Folder) -> bytes:
     """Return the dated directory; the date is that of the upload, so that a repetition finds the same one."""
     day = time.strftime("%Y/%m/%d", time.gmtime(delivery.uploaded_at or delivery.settled_at)).encode()
     return os.path.join(folder.archive_dir, day, os.path.dirname(delivery.path))
+
+
+def is_archived(delivery: Delivery, folder: Folder) -> bool:
+    """Tell whether the source lies in the archive already, from which it was sent once more."""
+    return delivery.location.startswith(folder.archive_dir + b"/")
 
 
 def source_of(delivery: Delivery, folder: Folder) -> tuple[bytes, bytes]:

@@ -66,9 +66,16 @@ def _guard_size(delivery: Delivery, folder: Folder, size: int, last_size: Callab
 
 
 def guard_content(delivery: Delivery, sha256: str) -> None:
-    """Raise Refused where the content is not what the manifest said."""
-    if delivery.expected_sha256 and sha256 != delivery.expected_sha256 and not delivery.released:
-        said = f"its SHA-256 is {sha256[:12]}…, and its manifest says {delivery.expected_sha256[:12]}…"
+    """Raise Refused where the content is not what the manifest said, or not what went the first time."""
+    expected = delivery.expected_sha256
+    if not expected or sha256 == expected:
+        return
+    if delivery.resent:
+        said = f"its SHA-256 is {sha256[:12]}…, and it was {expected[:12]}… when it went the first time"
+        hint = "Somebody changed it since; nothing was sent. Restore it, or put the new version into the folder."
+        raise Refused(said, reason="content_changed", hint=hint, fail=True)
+    if not delivery.released:
+        said = f"its SHA-256 is {sha256[:12]}…, and its manifest says {expected[:12]}…"
         raise Refused(said, reason="manifest_mismatch", hint=_hint(delivery))
 
 

@@ -2,6 +2,6 @@
 
 from pmwatch.ledger.lock import StateLock
 from pmwatch.ledger.store import Ledger
-from pmwatch.ledger.values import Arrived, Decided, Disposed, StaleClaim, Verdict
+from pmwatch.ledger.values import Action, Arrived, Decided, Disposed, StaleClaim, Verdict
 
-__all__ = ["Arrived", "Decided", "Disposed", "Ledger", "StaleClaim", "StateLock", "Verdict"]
+__all__ = ["Action", "Arrived", "Decided", "Disposed", "Ledger", "StaleClaim", "StateLock", "Verdict"]

@@ -146,14 +146,17 @@ def goes_along(row: Row, head: Row, small: int, now: float) -> bool:
     return ready and row.size <= small and not row.recoveries
 
 
-def move_each(c: Connection, ids: Sequence[int], sources: tuple[State, ...], to: State, values: dict[str, Any]) -> int:
-    """Move those that are in one of the states; return how many."""
-    done = 0
+def move_each(
+    c: Connection, ids: Sequence[int], sources: tuple[State, ...], to: State, values: dict[str, Any]
+) -> list[int]:
+    """Move those that are in one of the states; return which."""
+    moved = []
     for id_ in ids:
         row = c.execute(STATE_OF, {"of_id": id_}).first()
         if row is not None and row.state in sources:
-            done += move_one(c, id_, row.folder, State(row.state), to, values)
-    return done
+            move_one(c, id_, row.folder, State(row.state), to, values)
+            moved.append(id_)
+    return moved
 
 
 def move_claimed(c: Connection, delivery: Delivery, to: State, values: dict[str, Any]) -> None:

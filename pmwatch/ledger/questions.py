@@ -39,6 +39,27 @@ class Questions(Base):
             query = query.where(_d.folder == folder)
         return [delivery_of(row) for row in self._read(lambda c: c.execute(query).all())]
 
+    def history(
+        self,
+        *,
+        folder: str | None = None,
+        states: Sequence[State] = (),
+        outcome: str | None = None,
+        since: float = 0.0,
+        limit: int = 50,
+    ) -> Sequence[Delivery]:
+        """Return the newest deliveries that settled or ended at `since` (epoch seconds) or later."""
+        query = select(deliveries).order_by(_d.seq.desc()).limit(limit)
+        if folder is not None:
+            query = query.where(_d.folder == folder)
+        if states:
+            query = query.where(_d.state.in_(states))
+        if outcome is not None:
+            query = query.where(_d.outcome == outcome)
+        if since:
+            query = query.where(or_(_d.settled_at >= since, _d.finished_at >= since, _d.uploaded_at >= since))
+        return [delivery_of(row) for row in self._read(lambda c: c.execute(query).all())]
+
     def blocker(self, delivery: Delivery) -> Delivery | None:
         """Return the delivery for which a queued one of an ordered lane waits, if any."""
         sort_key = select(_d.sort_key).where(_d.id == delivery.id).scalar_subquery()

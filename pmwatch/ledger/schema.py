@@ -68,7 +68,18 @@ deliveries: Final = Table(
     Column("expected_sha256", Text, nullable=False),  # what a manifest says, else empty
     Column("sort_key", LargeBinary, nullable=False),  # its place in the lane, before seq; empty by arrival
     Column("blocks", Integer, nullable=False),  # 1 while it ended badly and those behind it in the lane have to wait
-    Column("resent", Integer, nullable=False),  # 1 for a repetition that a person asked for: past dedup
+    Column("resent", Integer, nullable=False),  # the action by which a person asked for this repetition, else 0
+)
+
+actions: Final = Table(
+    "actions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("command", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("deliveries", Text, nullable=False),  # their ids: "3-17,20"
 )
 
 lanes: Final = Table(
@@ -137,6 +148,8 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "DROP INDEX ix_lane",
         "CREATE INDEX ix_lane ON deliveries (lane, state, sort_key, seq)",
         "CREATE INDEX ix_blocks ON deliveries (lane) WHERE blocks = 1",
+        """CREATE TABLE actions (id INTEGER PRIMARY KEY, at DOUBLE NOT NULL, who TEXT NOT NULL, command TEXT NOT NULL,
+            why TEXT NOT NULL, deliveries TEXT NOT NULL)""",
     ),
 )
 VERSION: Final = len(MIGRATIONS)

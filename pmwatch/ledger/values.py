@@ -7,6 +7,18 @@ from pmwatch.errors import LedgerError
 from pmwatch.model import Delivery, Fingerprint, State
 
 
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a person did: when (epoch seconds), who, by which command, why, and to which deliveries (`"3-17,20"`)."""
+
+    at: float
+    who: str
+    command: str
+    why: str = ""
+    deliveries: str = ""
+    id: int = 0
+
+
 class StaleClaim(LedgerError):
     """The delivery is not in the state that its caller believed; somebody else moved it."""
 

@@ -33,6 +33,7 @@ class Questions:
     ready: Callable[[], Sequence[str]]
     status: Callable[[], Mapping[str, Any]]
     why: Callable[[bytes], Mapping[str, Any]]
+    history: Callable[[Mapping[str, str]], Mapping[str, Any]]
 
 
 def create_app(questions: Questions, *, allowed_hosts: Sequence[str]) -> ASGIApp:
@@ -52,6 +53,12 @@ def create_app(questions: Questions, *, allowed_hosts: Sequence[str]) -> ASGIApp
             return JSONResponse({"error": "give the absolute path of a file as ?path="}, status_code=400)
         return JSONResponse(dict(await run_in_threadpool(questions.why, os.fsencode(path))))
 
+    async def history(request: Request) -> Response:
+        try:
+            return JSONResponse(dict(await run_in_threadpool(questions.history, dict(request.query_params))))
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+
     async def index(_: Request) -> Response:
         return HTMLResponse(page.render(status=await run_in_threadpool(questions.status)))
 
@@ -62,6 +69,7 @@ def create_app(questions: Questions, *, allowed_hosts: Sequence[str]) -> ASGIApp
         Route("/readyz", _probe(questions.ready)),
         Route("/api/v1/status", status),
         Route("/api/v1/why", why),
+        Route("/api/v1/history", history),
     ]
     return _Guard(Starlette(routes=routes), {host.lower() for host in allowed_hosts})
 

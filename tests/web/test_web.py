@@ -36,6 +36,7 @@ def client(*, wrong: tuple[str, ...] = ()) -> httpx.AsyncClient:
         ready=lambda: wrong,
         status=lambda: STATUS,
         why=lambda path: {"path": path.decode("utf-8", "backslashreplace")},
+        history=lambda asked: {"asked": dict(asked)},
     )
     transport = httpx.ASGITransport(app=create_app(questions, allowed_hosts=("localhost", "[::1]")))
     return httpx.AsyncClient(transport=transport, base_url="http://localhost:9108")

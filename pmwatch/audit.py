@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from pmwatch.files import look
@@ -17,13 +18,25 @@ _MOST_NAMED = 20
 
 @dataclass(slots=True)
 class Account:
-    """The files of one folder, counted by state and by verdict; `unaccounted` names the first few that have none."""
+    """The files of one folder, counted by state and by verdict, and what pmwatch moved to archive and quarantine.
+
+    `unaccounted` files have no state and no verdict, and `named` are the first few of them. `missing` were archived,
+    and are not in the archive any more.
+    """
 
     folder: str
     states: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[str] = field(default_factory=Counter)
+    archive: Counter[str] = field(default_factory=Counter)
     unaccounted: int = 0
+    missing: int = 0
     named: list[str] = field(default_factory=list)
+
+    def name(self, path: str) -> None:
+        """Count a file that has no account, and name it while there are few."""
+        self.unaccounted += 1
+        if len(self.named) < _MOST_NAMED:
+            self.named.append(path)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -31,7 +44,9 @@ class Account:
             "folder": self.folder,
             "states": dict(self.states),
             "verdicts": dict(self.verdicts),
+            "archive": dict(self.archive),
             "unaccounted": self.unaccounted,
+            "missing": self.missing,
             "named": self.named,
         }
 
@@ -40,7 +55,7 @@ def audit(folder: Folder, ledger: Ledger, *, is_settling: Callable[[bytes], bool
     """Walk a folder and account for every file in it. `is_settling` knows what the running intake has in hand."""
     account, rules = Account(folder.name), Rules(folder)
     chunk: list[tuple[bytes, Fingerprint]] = []
-    for path in _files(folder):
+    for path in files_of(folder):
         verdict = _verdict(folder, rules, path)
         if isinstance(verdict, str):
             account.verdicts[verdict] += 1
@@ -50,10 +65,36 @@ def audit(folder: Folder, ledger: Ledger, *, is_settling: Callable[[bytes], bool
             _account(account, chunk, ledger, is_settling)
             chunk.clear()
     _account(account, chunk, ledger, is_settling)
+    _account_for_archive(account, folder, ledger)
     return account
 
 
-def _files(folder: Folder) -> Iterator[bytes]:
+def _account_for_archive(account: Account, folder: Folder, ledger: Ledger) -> None:
+    """Compare what pmwatch has moved with what the ledger says: by path, both ways."""
+    for root in (folder.archive_dir, folder.quarantine_dir):
+        moved = _moved(root)
+        while chunk := list(islice(moved, _CHUNK)):
+            known = ledger.locations(chunk)
+            account.archive["moved by pmwatch"] += len(known)
+            for path in chunk:
+                if path not in known and not os.path.exists(path + b".error.json"):  # a link that says of what
+                    account.name(display(path))
+    after = 0
+    while found := ledger.archived_before(folder.name, float("inf"), after_id=after):
+        after = found[-1].id
+        gone = sum(not os.path.lexists(one.location) for one in found)
+        account.missing += gone
+        account.archive["missing"] += gone
+
+
+def _moved(root: bytes) -> Iterator[bytes]:
+    for directory, _, names in os.walk(root):
+        for name in names:
+            if not name.endswith(b".error.json") and not name.startswith(b".pmwatch-"):
+                yield os.path.join(directory, name)
+
+
+def files_of(folder: Folder) -> Iterator[bytes]:
     """Yield every file below the root whatever it is, except what pmwatch itself keeps there."""
     own = set(folder.own_dirs)
     for directory, names, files in os.walk(folder.root):
@@ -89,6 +130,4 @@ def _account(
         elif is_settling(path):
             account.verdicts["settling"] += 1
         else:
-            account.unaccounted += 1
-            if len(account.named) < _MOST_NAMED:
-                account.named.append(display(path))
+            account.name(display(path))

@@ -39,6 +39,7 @@ from pmwatch.model import (
     Guards,
     OnInvalid,
     Order,
+    Quarantine,
     Target,
     Tenant,
     Validate,
@@ -110,6 +111,7 @@ class StateSection(Section):
     """Where the ledger and the lock live."""
 
     dir: NonEmptyPath = "/var/lib/pmwatch"
+    keep: Duration = 0.0
 
 
 class HttpSection(Section):
@@ -172,6 +174,8 @@ class FolderOptions(Section):
     backlog: Backlog = Backlog.SEND
     max_backlog: Annotated[int, Field(ge=0)] = 1000
     after_upload: AfterUpload = AfterUpload.KEEP
+    archive_keep: Duration = 0.0
+    quarantine: Quarantine = Quarantine.MOVE
 
 
 class TenantEntry(Section):
@@ -193,6 +197,9 @@ class FolderEntry(FolderOptions):
     datatable: str = ""
     archive_dir: PathText = ""
     quarantine_dir: PathText = ""
+
+
+_FOLDER_KEYS: Final = frozenset(FolderEntry.keys())
 
 
 class _Sources(BaseSettings):
@@ -421,6 +428,8 @@ def _problem(where: str, model: type[Section], detail: ErrorDetails) -> str:
     """Put one pydantic error into plain words: the key, the value, what is allowed, the nearest known key."""
     key = ".".join(str(part) for part in detail["loc"]) or "?"
     known = tuple(model.keys())
+    if detail["type"] == "extra_forbidden" and model is FolderOptions and key in _FOLDER_KEYS:
+        return f"{where}: {key}: it is for one folder only; it belongs into a [[folders]] entry"
     if detail["type"] == "extra_forbidden":
         return f"{where}: {key}: unknown key{_nearest(key, known) or '; known keys: ' + ', '.join(known)}"
     if detail["type"] == "missing":
@@ -570,6 +579,8 @@ def _folder(entry: FolderEntry, tenants: frozenset[str]) -> Folder:
         root_marker=entry.root_marker,
         blocks=entry.on_failure == "block",
         supersede=entry.supersede,
+        archive_seconds=entry.archive_keep,
+        quarantine=entry.quarantine,
     )
 
 

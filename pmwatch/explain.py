@@ -175,6 +175,7 @@ def _waits(delivery: Delivery, ledger: Ledger, now: float) -> list[str]:
     blocker = ledger.blocker(delivery) if delivery.state is State.QUEUED else None
     if blocker is not None:
         said.append(f"An earlier file goes first: {blocker.display_path} of folder {blocker.folder} ({blocker.state}).")
+        said += [freeing(blocker)] if blocker.first_failed_at or blocker.finished_at else []
     if delivery.state is State.DONE and delivery.duplicate_of:
         first = ledger.get(delivery.duplicate_of)
         if first is not None:
@@ -212,6 +213,17 @@ def history(ledger: Ledger, asked: Mapping[str, str], *, now: float) -> dict[str
     )
     done = [asdict(one) for one in ledger.actions(limit=int(limit)) if one.at >= since]
     return {"deliveries": [as_dict(one) for one in found], "actions": done}
+
+
+def freeing(delivery: Delivery) -> str:
+    """Return what a person can do about a delivery behind which others wait."""
+    if delivery.state in (State.HELD, State.FAILED):
+        id_ = delivery.id
+        return (
+            f"pmwatch retry {id_} tries it again, pmwatch release {id_} sends it as it is, pmwatch discard {id_} gives "
+            "it up; each lets the others go."
+        )
+    return f"It is tried again by itself; pmwatch discard {delivery.id} gives it up and lets the others go."
 
 
 def as_dict(delivery: Delivery) -> dict[str, Any]:

@@ -101,6 +101,13 @@ class OnInvalid(StrEnum):
     FAIL = "fail"
 
 
+class Quarantine(StrEnum):
+    """What becomes of a failed file: moved aside, or left where it is with a link beside its error aside."""
+
+    MOVE = "move"
+    LINK = "link"
+
+
 class Empty(StrEnum):
     """What becomes of a file without a byte."""
 
@@ -375,6 +382,8 @@ class Folder:
     root_marker: str = ""
     blocks: bool = False  # whether those behind a failed or held file wait for a person
     supersede: bool = False  # whether only the newest file matters
+    archive_seconds: float = 0.0  # how long archived files are kept; 0 for ever
+    quarantine: Quarantine = Quarantine.MOVE
 
     @property
     def own_dirs(self) -> tuple[bytes, ...]:

@@ -27,7 +27,7 @@ from pmwatch.delivery.remote import ProcessMindRemote, Remote
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.delivery.worker import Report, Uploader
 from pmwatch.errors import ConfigError, ExitCode, LedgerError, PmwatchError
-from pmwatch.explain import history
+from pmwatch.explain import freeing, history
 from pmwatch.intake.evidence import quietens_leases
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.rules import Rules
@@ -46,6 +46,7 @@ from pmwatch.model import (
 from pmwatch.processmind import Http, Storage, Timeouts
 from pmwatch.processmind.keys import KeyRing
 from pmwatch.reporting import Reporter
+from pmwatch.retention import clear_archive, forget
 from pmwatch.threads import Mailbox, Pulse, ThreadGroup, Wakeup
 from pmwatch.web.app import Questions, create_app
 from pmwatch.web.server import WebServer
@@ -57,6 +58,10 @@ _ABORT_SECONDS: Final = 3.0
 _RESOLVE_SECONDS: Final = 15.0
 _AUDIT_SECONDS: Final = 900.0
 _SECOND_LOOK_SECONDS: Final = 30.0
+_CARE_SECONDS: Final = 3600.0
+_BLOCKED_CHECK_SECONDS: Final = 60.0
+_BLOCKED_SECONDS: Final = 900.0
+_SAY_AGAIN_SECONDS: Final = 86400.0
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -248,6 +253,7 @@ class Service:
             self._start_intake(folder)
         self._threads.start("resolve", self._resolve_names)
         self._threads.start("audit", self._audit_now_and_then)
+        self._threads.start("care", self._care_now_and_then)
         for number in range(1, self._settings.delivery.max_parallel + 1):
             self._threads.start(f"upload-{number}", self._upload)
         self._log.info(
@@ -419,9 +425,9 @@ class Service:
         except ConfigError as error:
             self._log.error("reload refused", problems=error.problems, hint="The old configuration stays in force.")
             return
-        fixed = [
-            name for name in ("state", "http", "api", "log") if getattr(settings, name) != getattr(self._settings, name)
-        ]
+        fixed = [name for name in ("http", "api", "log") if getattr(settings, name) != getattr(self._settings, name)]
+        if settings.state.dir != self._settings.state.dir:
+            fixed.append("state.dir")
         if settings.delivery.max_parallel != self._settings.delivery.max_parallel:
             fixed.append("delivery.max_parallel")
         if fixed:
@@ -535,6 +541,63 @@ class Service:
                     self._audit(running.intake)
                 except LedgerError as error:
                     self._log.error("ledger trouble", thread="audit", error=error.message, hint=error.hint)
+
+    def _care_now_and_then(self) -> None:
+        """Every minute say what is blocked for long, every hour clear archives and forget what is old."""
+        next_clearing = time.monotonic() + _CARE_SECONDS
+        said: dict[int, float] = {}
+        while not self._no_more_claims.wait(_BLOCKED_CHECK_SECONDS):
+            try:
+                said = self._say_what_is_blocked(said, now=time.time())
+                if time.monotonic() >= next_clearing:
+                    next_clearing = time.monotonic() + _CARE_SECONDS
+                    self._clear(now=time.time())
+            except LedgerError as error:
+                self._log.error("ledger trouble", thread="care", error=error.message, hint=error.hint)
+
+    def _say_what_is_blocked(self, said: dict[int, float], *, now: float) -> dict[int, float]:
+        """Log each file behind which others wait for long, once a day; return which were told of, and when."""
+        told = {}
+        for blocker in self.ledger.blockers():
+            one = blocker.delivery
+            since = one.first_failed_at or one.finished_at
+            if now - since < _BLOCKED_SECONDS:
+                continue
+            told[one.id] = said.get(one.id, 0.0)
+            if now - told[one.id] < _SAY_AGAIN_SECONDS:
+                continue
+            told[one.id] = now
+            self._log.warning(
+                "files are blocked",
+                folder=one.folder,
+                blocker=one.id,
+                path=one.display_path,
+                state=str(one.state),
+                reason=one.reason,
+                detail=one.detail,
+                for_seconds=round(now - since),
+                waiting=sum(blocker.waiting.values()),
+                hint=freeing(one),
+            )
+        return told
+
+    def _clear(self, *, now: float) -> None:
+        """Remove archived files and rows of the ledger whose time is over."""
+
+        def go_on() -> bool:
+            return not self._no_more_claims.is_set()
+
+        for folder in list(self._folders.values()):
+            try:
+                removed, changed = clear_archive(self.ledger, folder, now=now, go_on=go_on)
+            except OSError as error:
+                self._log.warning("archive not cleared", folder=folder.name, error=error.strerror)
+                continue
+            if removed or changed:
+                self._log.info("archive cleared", folder=folder.name, removed=removed, left_because_changed=changed)
+        keep = self._settings.state.keep
+        if keep and (forgotten := forget(self.ledger, self._folders, before=now - keep, go_on=go_on)):
+            self._log.info("ledger cleared", forgotten=forgotten)
 
     def _audit(self, intake: FolderIntake) -> None:
         """Audit one folder. What has no account twice, with a scan in between, is reported."""

@@ -64,6 +64,7 @@ from pmwatch.cli import (  # noqa: E402, F401  `app` must exist first
     discard,
     doctor,
     history,
+    ledger,
     mark_seen,
     release,
     resend,

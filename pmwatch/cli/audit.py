@@ -27,7 +27,7 @@ def audit(
     json: JsonOption = False,
     folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only this folder.")] = None,
 ) -> None:
-    """Compare every file on disk with the ledger: each has one state or one verdict. Exits 1 where one has none.
+    """Compare folder, archive and ledger: each file has one state or one verdict. Exits 1 where one has none.
 
     A file that landed a moment ago may be settling, which only the running daemon knows; run it again then.
     """
@@ -40,9 +40,10 @@ def audit(
         print_json([account.as_dict() for account in accounts])
     for account in () if json else accounts:
         console().print(f"folder {account.folder}: {account.unaccounted} unaccounted")
-        for what, count in (*sorted(account.states.items()), *sorted(account.verdicts.items())):
+        counted = (account.states, account.verdicts, account.archive)
+        for what, count in (pair for counts in counted for pair in sorted(counts.items())):
             console().print(f"  {count:>8}  {what}")
         for name in account.named:
             console().print(f"  unaccounted: {name}")
-    if any(account.unaccounted for account in accounts):
+    if any(account.unaccounted or account.missing for account in accounts):
         raise typer.Exit(ExitCode.FAILURE)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import WhyOption, action, choose, tell
+from pmwatch.cli.choosing import UNSURE, WhyOption, action, choose, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -26,11 +26,11 @@ def backfill(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Send the old files that `backlog = "ask"` has held, in their order."""
+    """Send what is held as a backlog, or since the ledger was rebuilt, in its order."""
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
     ledger = open_ledger(settings, read_only=False)
-    wanted = choose(ledger, State.HELD, folder=folder, reason="backlog")
+    wanted = sorted(id_ for why_held in UNSURE for id_ in choose(ledger, State.HELD, folder=folder, reason=why_held))
     count = ledger.requeue(wanted, by=action("backfill", why))
     ledger.close()
     tell("queued", "files of the backlog queued", count, wanted=wanted, refused={}, json=json)

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -14,6 +14,9 @@ from pmwatch.config import Settings
 from pmwatch.errors import ExitCode
 from pmwatch.ledger import Action, Ledger
 from pmwatch.model import State, parse_duration
+
+UNSURE: Final = ("backlog", "rebuilt", "restored")
+"""Reasons for which files are held without anybody having looked at them: they may have gone already."""
 
 WhyOption = Annotated[
     str, typer.Option("--why", metavar="TEXT", help="Why you do it; `pmwatch history --actions` shows it later.")

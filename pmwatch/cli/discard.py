@@ -33,7 +33,7 @@ def discard(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """End held or failed files without sending them. The files themselves stay where they lie."""
+    """End held or failed files, or waiting ones by id, without sending them. The files stay where they lie."""
     if not ids and not (every or folder or reason):
         raise typer.BadParameter("name deliveries by id, or choose with --all, --folder or --reason")
     settings = settings_of(config, state_dir=state_dir)
@@ -41,7 +41,8 @@ def discard(
     ledger = open_ledger(settings, read_only=False)
     chosen = (choose(ledger, state, folder=folder, reason=reason) for state in (State.HELD, State.FAILED))
     wanted = list(dict.fromkeys(ids or ())) or [id_ for some in chosen for id_ in some]
-    refused = refusals(ledger, wanted, (State.HELD, State.FAILED))
+    allowed = (State.HELD, State.FAILED, *((State.QUEUED,) if ids else ()))
+    refused = refusals(ledger, wanted, allowed)
     count = ledger.discard(wanted, now=time.time(), by=action("discard", why))
     ledger.close()
     tell("discarded", "discarded", count, wanted=wanted, refused=refused, json=json)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import WhyOption, action, choose, tell
+from pmwatch.cli.choosing import UNSURE, WhyOption, action, choose, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -27,11 +27,11 @@ def mark_seen(
     state_dir: StateDirOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Never send the old files that `backlog = "ask"` has held. A new version of one goes like any other."""
+    """Never send what is held as a backlog, or since a rebuild. A new version of it goes like any other."""
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
     ledger = open_ledger(settings, read_only=False)
-    wanted = choose(ledger, State.HELD, folder=folder, reason="backlog")
+    wanted = sorted(id_ for why_held in UNSURE for id_ in choose(ledger, State.HELD, folder=folder, reason=why_held))
     count = ledger.discard(wanted, now=time.time(), by=action("mark-seen", why))
     ledger.close()
     tell("discarded", "files of the backlog marked as seen", count, wanted=wanted, refused={}, json=json)

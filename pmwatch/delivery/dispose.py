@@ -17,7 +17,7 @@ from typing import Any, Final
 from pmwatch.errors import DisposeError, SourceUnreadable, SourceVanished
 from pmwatch.failpoints import reached
 from pmwatch.files import is_regular, look, parent_directory, sync_directory
-from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, display
+from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, Quarantine, display
 
 _CHUNK_BYTES: Final = 1024 * 1024
 Beat = Callable[[], None]
@@ -277,28 +277,77 @@ def _sha256(fd: int, beat: Beat) -> bytes:
 
 
 def quarantine(delivery: Delivery, folder: Folder, *, facts: dict[str, Any], beat: Beat = _no_beat) -> bytes:
-    """Move a failed source into quarantine, with `NAME.error.json` beside it; return its new path.
+    """Put a failed source aside, with `NAME.error.json` beside it; return its new path where it was moved.
 
-    `facts` say what happened and what to do. Empty where the source is gone or no longer that version.
+    Where the folder says `link` it stays in its place and has a hard link aside, or only the JSON on another file
+    system. `facts` say what happened and what to do. Empty also where the source is gone or no longer that version.
     Raises DisposeError.
     """
     if delivery.location:
         return delivery.location
     directory = os.path.join(folder.quarantine_dir, os.path.dirname(delivery.path))
     try:
+        if folder.quarantine is Quarantine.LINK:
+            _link_aside(delivery, folder)
+            _write_json(_error_file(_linked(delivery, folder)), facts)
+            return b""
         target = move_into(folder.root, delivery.path, directory, delivery=delivery, beat=beat)
         if target:
-            base = os.path.basename(target)[: 255 - len(b".error.json")]
-            _write_json(os.path.join(os.path.dirname(target), base + b".error.json"), facts)
+            _write_json(_error_file(target), facts)
     except SourceVanished:
         return b""
     except (OSError, SourceUnreadable) as error:
         why = error.strerror if isinstance(error, OSError) else error.message
         raise DisposeError(
-            f"{delivery.display_path} cannot be moved to quarantine: {why}",
+            f"{delivery.display_path} cannot be put into quarantine: {why}",
             hint=f"Give pmwatch's user write access to {display(folder.quarantine_dir)}.",
         ) from None
     return target
+
+
+def clear_quarantine(delivery: Delivery, folder: Folder) -> None:
+    """Remove what quarantine says of a delivery that has arrived after all. Raises OSError."""
+    if delivery.location.startswith(folder.quarantine_dir + b"/"):
+        _remove(_error_file(delivery.location))
+    elif folder.quarantine is Quarantine.LINK and not delivery.location:
+        linked = _linked(delivery, folder)
+        _remove(_error_file(linked))
+        st = _exists(linked)
+        if st is not None and st.st_ino == delivery.fingerprint.inode:
+            os.unlink(linked)
+
+
+def _linked(delivery: Delivery, folder: Folder) -> bytes:
+    return os.path.join(folder.quarantine_dir, delivery.path)
+
+
+def _link_aside(delivery: Delivery, folder: Folder) -> None:
+    """Give a failed source a second name in quarantine, in place of an older version's; not across file systems."""
+    target = _linked(delivery, folder)
+    _make_directories(os.path.dirname(target))
+    with parent_directory(folder.root, delivery.path) as (directory, name):
+        if not _is_version(directory, name, delivery):
+            raise SourceVanished("the source is gone")
+        hidden = os.path.join(os.path.dirname(target), b".pmwatch-link-" + secrets.token_hex(8).encode())
+        try:
+            os.link(name, hidden, src_dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                return
+            raise
+    os.rename(hidden, target)
+    _remove(hidden)  # rename(2) does nothing where both names are one file already
+    sync_directory(os.path.dirname(target))
+
+
+def _error_file(path: bytes) -> bytes:
+    suffix = b".error.json"
+    return os.path.join(os.path.dirname(path), os.path.basename(path)[: 255 - len(suffix)] + suffix)
+
+
+def _remove(path: bytes) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(path)
 
 
 def _write_json(path: bytes, facts: dict[str, Any]) -> None:

@@ -10,12 +10,12 @@ a time, a closed gate, held, failed or vanished. Nothing is logged here: `report
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pmwatch.delivery.body import Source
-from pmwatch.delivery.dispose import dispose, quarantine, source_of
+from pmwatch.delivery.dispose import clear_quarantine, dispose, quarantine, source_of
 from pmwatch.delivery.gates import Gates
 from pmwatch.delivery.guards import guard, guard_content
 from pmwatch.delivery.remote import Remote, api_filename
@@ -414,6 +414,8 @@ class Uploader:
         reached("after_commit")
         for one in sent:
             run.over(one.attempt.delivery)
+            with suppress(OSError):  # the file has arrived; an old note about it harms nobody
+                clear_quarantine(one.attempt.delivery, one.attempt.folder)
             self._report(
                 Report(
                     "uploaded",

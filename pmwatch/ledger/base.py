@@ -80,7 +80,7 @@ class Base:
         said = self._read(lambda c: c.exec_driver_sql("PRAGMA quick_check(1)").scalar_one())
         if said != "ok":
             raise LedgerError(
-                f"the ledger is damaged: {said}", hint=f"Keep {self.path} aside and restore it from a backup."
+                f"the ledger is damaged: {said}", hint="pmwatch ledger rebuild makes a new one; it sets this one aside."
             )
 
 

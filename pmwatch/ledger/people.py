@@ -17,11 +17,12 @@ from pmwatch.ledger.moves import (
     target_values,
 )
 from pmwatch.ledger.schema import actions, deliveries
-from pmwatch.ledger.statements import BY_ID, FRESH_VALUES, INSERT, LAST_SEQ, LAST_SIZE
+from pmwatch.ledger.statements import BY_ID, FRESH_VALUES, INSERT, LAST_SEQ, LAST_SIZE, SETTLED_VALUES
 from pmwatch.ledger.values import Action
 from pmwatch.model import PENDING, Delivery, Order, Outcome, State, Target
 
 _d: Final = deliveries.c
+_PEOPLES: Final = (State.FAILED, State.HELD)
 _UNDER_WAY: Final = (*PENDING, State.HELD, State.FAILED)
 
 
@@ -39,13 +40,21 @@ class People(Base):
         return self._change(ids, State.QUEUED, values, by)
 
     def discard(self, ids: Sequence[int], *, now: float, by: Action | None = None) -> int:
-        """End held or failed deliveries without sending them: a person does not want them; return how many."""
+        """End held, failed or waiting deliveries without sending them: a person does not want them; return how many."""
         values = {"outcome": Outcome.DISCARDED, "reason": "discarded", "detail": "", "finished_at": now, "blocks": 0}
-        return self._change(ids, State.DONE, values, by)
+        return self._change(ids, State.DONE, values | SETTLED_VALUES, by, sources=(*_PEOPLES, State.QUEUED))
 
-    def _change(self, ids: Sequence[int], to: State, values: dict[str, Any], by: Action | None) -> int:
+    def _change(
+        self,
+        ids: Sequence[int],
+        to: State,
+        values: dict[str, Any],
+        by: Action | None,
+        *,
+        sources: tuple[State, ...] = _PEOPLES,
+    ) -> int:
         def work(c: Connection) -> int:
-            changed = move_each(c, ids, (State.FAILED, State.HELD), to, values)
+            changed = move_each(c, ids, sources, to, values)
             if by is not None and changed:
                 _record(c, by, changed)
             return len(changed)

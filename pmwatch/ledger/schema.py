@@ -148,6 +148,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "DROP INDEX ix_lane",
         "CREATE INDEX ix_lane ON deliveries (lane, state, sort_key, seq)",
         "CREATE INDEX ix_blocks ON deliveries (lane) WHERE blocks = 1",
+        "CREATE INDEX ix_location ON deliveries (location)",
         """CREATE TABLE actions (id INTEGER PRIMARY KEY, at DOUBLE NOT NULL, who TEXT NOT NULL, command TEXT NOT NULL,
             why TEXT NOT NULL, deliveries TEXT NOT NULL)""",
     ),

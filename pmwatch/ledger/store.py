@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
 from pmwatch.failpoints import reached
+from pmwatch.ledger.care import Care
 from pmwatch.ledger.moves import (
     DISPOSAL_LEASE_SECONDS,
     add_count,
@@ -56,7 +57,7 @@ MAX_RECOVERIES: Final = 5
 """A delivery that was under way when the process died this many times is held for a person."""
 
 
-class Ledger(People, Questions):
+class Ledger(People, Care, Questions):
     """Deliveries on disk. Safe to use from many threads; every write is on the disk when its method returns."""
 
     # ---- start ------------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ def translate(error: DatabaseError | DBAPIError) -> LedgerError:
     hints = {
         "full": "The disk of [state] dir is full; free some space, pmwatch goes on by itself.",
         "readonly": "The [state] dir cannot be written; check its owner and mount.",
-        "malformed": "The ledger is damaged; keep the file, and restore it from a backup.",
-        "not a database": "This file is not a pmwatch ledger; check [state] dir.",
+        "malformed": "The ledger is damaged; pmwatch ledger rebuild makes a new one, and sets this one aside.",
+        "not a database": "Damaged, or no ledger; pmwatch ledger rebuild makes a new one, and sets this aside.",
         "unable to open": "Check that [state] dir is there, what lies in it, and its owner.",
         "I/O error": "The disk of [state] dir does not work; look into the kernel's log (dmesg).",
         "locked": "Another program holds the ledger open for writing; end it.",

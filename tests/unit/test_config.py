@@ -136,11 +136,15 @@ REFUSALS = {
     ),
     "a key that belongs to a folder, in the defaults": (
         '[defaults]\narchive_dir = "/srv/a"\n' + TENANT + FOLDER,
+        "defaults: archive_dir: it is for one folder only; it belongs into a [[folders]] entry",
+    ),
+    "an unknown key of the defaults that is like no other": (
+        "[defaults]\nxyzzy = 1\n" + TENANT + FOLDER,
         (
-            "defaults: archive_dir: unknown key; known keys: include, exclude, recursive, complete_when, marker, "
+            "defaults: xyzzy: unknown key; known keys: include, exclude, recursive, complete_when, marker, "
             "batch, settle, watch, poll_interval, root_marker, rescan_interval, dedup, order, on_failure, supersede, "
             "validate, require_columns, on_invalid, min_size, max_size, empty, shrink_guard, "
-            "backlog, max_backlog, after_upload"
+            "backlog, max_backlog, after_upload, archive_keep, quarantine"
         ),
     ),
     "a text where a number is needed": (

@@ -1,0 +1,201 @@
+"""Keeping the ledger well: backups, what a rebuilt one is filled with, and what may be forgotten."""
+
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from sqlalchemy import Connection, and_, delete, func, insert, select, tuple_, update
+
+from pmwatch.errors import LedgerError
+from pmwatch.ledger.base import Base
+from pmwatch.ledger.moves import add_count, delivery_of, fingerprint_values, move_each, target_values
+from pmwatch.ledger.schema import actions, deliveries
+from pmwatch.ledger.statements import CURRENT, FRESH_VALUES, INSERT, LAST_SEQ
+from pmwatch.ledger.values import Action
+from pmwatch.model import WAITING, Delivery, Fingerprint, Order, Outcome, State, Target
+
+_d: Final = deliveries.c
+_FORGETTABLE: Final = (State.DONE, State.VANISHED)
+_BATCH: Final = 500
+RESTORED: Final = "restored"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file that a rebuild found where pmwatch once put it: in the archive, or in quarantine with its `reason`."""
+
+    folder: str
+    path: bytes
+    location: bytes
+    fingerprint: Fingerprint
+    target: Target
+    order: Order
+    at: float  # epoch seconds of the upload or the failure, as far as known
+    sha256: str = ""  # of what was archived
+    reason: str = ""
+    detail: str = ""
+
+
+class Care(Base):
+    """The part of the ledger that is for its own upkeep."""
+
+    def backup(self, target: str) -> None:
+        """Copy the ledger to a new file `target` while it is in use, with every presigned URL blanked.
+
+        The file is complete and checked before it has its name. Raises LedgerError, also where it exists already.
+        """
+        part = f"{target}.part"
+        try:
+            if os.path.lexists(target):
+                raise LedgerError(f"{target} is there already", hint="Name a new file; backups are not written over.")
+            with suppress(FileNotFoundError):
+                os.unlink(part)
+            os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            with closing(_connect(self.path, "ro")) as source, closing(_connect(part, "rw")) as copy:
+                source.backup(copy)  # in one step: a snapshot, during which others go on writing to the WAL
+                _blank(copy)
+            _sync(part)
+            os.link(part, target)  # never over another file, unlike rename
+            os.unlink(part)
+            _sync(os.path.dirname(os.path.abspath(target)))
+        except OSError as error:
+            raise LedgerError(f"{target}: {error.strerror}", hint="Check the directory and its owner.") from None
+        except sqlite3.Error as error:
+            raise LedgerError(f"the backup failed: {error}", hint="Is there room on the disk?") from None
+
+    # ---- a rebuilt one ------------------------------------------------------------------------------------
+
+    def hold_unsure(self) -> int:
+        """Hold what waited when a backup was made, for it may have gone since; return how many."""
+        detail = "it waited when the backup was made, and may have gone since"
+        values = {"reason": RESTORED, "detail": detail, "inflight_sha256": None, "presigned_url": ""}
+
+        def work(c: Connection) -> int:
+            ids = c.execute(select(_d.id).where(_d.state.in_(WAITING))).scalars().all()
+            return len(move_each(c, ids, WAITING, State.HELD, values))
+
+        return self._write(work)
+
+    def record(self, found: Sequence[Found]) -> int:
+        """Enter files that lie in the archive (done) or in quarantine (failed); return how many were not known."""
+
+        def work(c: Connection) -> int:
+            return sum(_record(c, one) for one in found)
+
+        return self._write(work)
+
+    def note(self, action: Action) -> None:
+        """Keep who did something to the ledger as a whole."""
+        values = {"at": action.at, "who": action.who, "command": action.command, "why": action.why, "deliveries": ""}
+        self._write(lambda c: c.execute(insert(actions).values(values)) and None)
+
+    # ---- what may be forgotten ----------------------------------------------------------------------------
+
+    def ended_before(self, before: float, *, after_id: int = 0) -> list[Delivery]:
+        """Return up to 500 deliveries that ended before `before` (epoch seconds), by id, those after `after_id`.
+
+        Without the last upload to each datatable, which tells what is there.
+        """
+        last = (
+            select(func.max(_d.id))
+            .where(_d.outcome == Outcome.UPLOADED)
+            .group_by(_d.tenant, _d.dataset, _d.datatable)
+            .scalar_subquery()
+        )
+        query = (
+            select(deliveries)
+            .where(_d.id > after_id, _d.state.in_(_FORGETTABLE), _d.finished_at > 0, _d.finished_at < before)
+            .where(_d.id.not_in(last))
+            .order_by(_d.id)
+            .limit(_BATCH)
+        )
+        return [delivery_of(row) for row in self._read(lambda c: c.execute(query).all())]
+
+    def forget(self, ended: Sequence[Delivery]) -> int:
+        """Delete rows of deliveries that ended, unless something happened to them since; return how many."""
+
+        def work(c: Connection) -> int:
+            gone = 0
+            for one in ended:
+                same = and_(_d.id == one.id, _d.state == one.state, _d.finished_at == one.finished_at)
+                if c.execute(delete(deliveries).where(same)).rowcount:
+                    add_count(c, one.folder, one.state, -1)
+                    gone += 1
+            return gone
+
+        return self._write(work)
+
+    def archived_before(self, folder: str, before: float, *, after_id: int = 0) -> list[Delivery]:
+        """Return up to 500 deliveries of a folder uploaded before `before` whose source pmwatch has moved, by id.
+
+        Without those of which a repetition waits.
+        """
+        again = deliveries.alias("again")
+        waiting = select(again.c.location).where(again.c.folder == folder, again.c.state.in_(WAITING))
+        query = (
+            select(deliveries)
+            .where(_d.folder == folder, _d.state == State.DONE, _d.id > after_id, _d.settled_at < before)
+            .where(_d.location != b"", _d.finished_at < before, _d.location.not_in(waiting))
+            .order_by(_d.id)
+            .limit(_BATCH)
+        )
+        return [delivery_of(row) for row in self._read(lambda c: c.execute(query).all())]
+
+    def removed_from_archive(self, gone: Iterable[Delivery]) -> None:
+        """Say that archived sources were removed, for their time was over."""
+        ids = [one.id for one in gone]
+        values = {"location": b"", "kept": 0, "detail": "removed from the archive, its time was over"}
+        self._write(lambda c: c.execute(update(deliveries).where(_d.id.in_(ids)).values(**values)) and None)
+
+    def locations(self, locations: Sequence[bytes]) -> dict[bytes, Delivery]:
+        """Return which delivery each of these (at most 500) absolute paths belongs to, where pmwatch moved it there."""
+        query = select(deliveries).where(tuple_(_d.location).in_([(one,) for one in locations])).order_by(_d.id)
+        return {row.location: delivery_of(row) for row in self._read(lambda c: c.execute(query).all())}
+
+
+def _record(c: Connection, found: Found) -> bool:
+    known = select(_d.id).where(_d.folder == found.folder, _d.location == found.location)
+    if c.execute(known.limit(1)).first() is not None:
+        return False
+    is_current = c.execute(CURRENT, {"of_folder": found.folder, "of_path": found.path}).first() is None
+    values: dict[str, Any] = FRESH_VALUES | target_values(c, found.target, found.order)
+    values |= fingerprint_values(found.fingerprint)
+    values |= {"folder": found.folder, "path": found.path, "current": 1 if is_current else None, "kept": 0}
+    values |= {"location": found.location, "seq": int(c.execute(LAST_SEQ).scalar() or 0) + 1, "sort_key": b""}
+    values |= {"attempts": 0, "previous_id": 0, "expected_sha256": "", "detail": found.detail, "reason": found.reason}
+    values |= {"seen_at": found.at, "settled_at": found.at, "finished_at": found.at, "sha256": found.sha256}
+    if found.sha256:
+        values |= {"state": State.DONE, "outcome": Outcome.UPLOADED, "uploaded_at": found.at}
+    else:
+        values |= {"state": State.FAILED}
+    c.execute(INSERT, values)
+    add_count(c, found.folder, values["state"], 1)
+    return True
+
+
+def _connect(path: str, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode={mode}", uri=True, isolation_level=None)
+
+
+def _blank(copy: sqlite3.Connection) -> None:
+    """Remove presigned URLs, also from pages that are free, and see that the copy is whole."""
+    copy.execute("PRAGMA journal_mode = DELETE").close()
+    copy.execute("UPDATE deliveries SET presigned_url = '' WHERE presigned_url != ''").close()
+    copy.execute("VACUUM").close()
+    [said] = copy.execute("PRAGMA quick_check(1)").fetchone()
+    if said != "ok":
+        raise LedgerError(
+            f"the ledger is damaged, and so would be its backup: {said}", hint="See pmwatch ledger rebuild."
+        )
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,149 @@
+"""A damaged or lost ledger: refused at start, rebuilt on a person's word, and nothing goes twice or gets lost."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pmwatch.sandbox import Fault, SandboxServer
+from support.daemon import Daemon, folder_toml, table_id, wait_for
+
+
+def made(tmp_path: Path, sandbox: SandboxServer, drop: Path, **options: str) -> Daemon:
+    return Daemon.for_sandbox(tmp_path, sandbox, folder_toml("orders", drop, datatable=table_id(sandbox), **options))
+
+
+def write(drop: Path, *names: str) -> None:
+    for name in names:
+        (drop / name).write_text(f"case,activity\n1,{name}\n")
+
+
+def command(daemon: Daemon, *words: str, code: int = 0) -> str:
+    configured = [*words, "--config", str(daemon.config)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pmwatch", *configured], capture_output=True, text=True, check=False, input=""
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 1000)
+
+
+def torn(path: Path) -> None:
+    """Overwrite the middle of the file, as a bad disk does."""
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(path.stat().st_size - 8192))
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("harm", [garbage, torn])
+def test_a_damaged_ledger_stops_the_start_and_says_what_to_do(
+    tmp_path: Path, sandbox: SandboxServer, drop: Path, harm: Callable[[Path], None]
+) -> None:
+    with made(tmp_path, sandbox, drop) as daemon:
+        daemon.start()
+        write(drop, *(f"{number}.csv" for number in range(40)))
+        daemon.wait_done(40)
+        daemon.stop()
+        harm(daemon.state / "ledger.db")
+        damaged = (daemon.state / "ledger.db").read_bytes()
+        daemon.start(wait=False)
+        assert daemon.wait() == 1
+        assert "pmwatch ledger rebuild" in daemon.log_text()
+        assert (daemon.state / "ledger.db").read_bytes() == damaged
+        assert "pmwatch ledger rebuild" in command(daemon, "ledger", "check", code=1)
+        assert len(sandbox.objects()) == 40
+
+
+@pytest.mark.parametrize("harm", [garbage, torn, removed])
+def test_a_rebuilt_ledger_knows_archive_and_quarantine_and_holds_what_lies_in_the_folder(
+    tmp_path: Path, sandbox: SandboxServer, drop: Path, harm: Callable[[Path], None]
+) -> None:
+    options = {"after_upload": '"archive"', "validate": '"structure"', "on_invalid": '"fail"', "recursive": "true"}
+    with made(tmp_path, sandbox, drop, **options) as daemon:
+        daemon.start()
+        (drop / "sub").mkdir()
+        write(drop, "a.csv", "sub/b.csv")
+        (drop / "torn.xlsx").write_bytes(b"PK no zip")
+        daemon.wait_done(2)
+        wait_for(
+            "torn.xlsx failed", lambda: [one for one in daemon.deliveries() if one.state == "failed" and one.location]
+        )
+        daemon.stop()
+        write(drop, "c.csv")
+        (drop / "same-as-a.csv").write_bytes(b"case,activity\n1,a.csv\n")
+        harm(daemon.state / "ledger.db")
+
+        asked = command(daemon, "ledger", "rebuild", code=1)
+        assert "Aborted" in asked
+        facts = json.loads(command(daemon, "ledger", "rebuild", "--json", "--why", "disk died"))
+        assert {key: facts[key] for key in ("archived", "quarantined", "held", "restored")} == {
+            "archived": 2,
+            "quarantined": 1,
+            "held": 2,
+            "restored": 0,
+        }
+        assert bool(facts["set_aside"]) is (harm is not removed)
+        assert min(path.name for path in daemon.state.iterdir() if "ledger" in path.name) == "ledger.db"
+        assert not (daemon.state / "rebuild").exists()
+
+        daemon.start()
+        rows = {one.display_path: one for one in daemon.deliveries()}
+        assert {name: (one.state, one.reason) for name, one in rows.items()} == {
+            "a.csv": ("done", "rebuilt"),
+            "sub/b.csv": ("done", "rebuilt"),
+            "torn.xlsx": ("failed", "invalid"),
+            "c.csv": ("held", "rebuilt"),
+            "same-as-a.csv": ("held", "rebuilt"),
+        }
+        assert command(daemon, "audit").startswith("folder orders: 0 unaccounted")
+        command(daemon, "backfill")
+        daemon.wait_done(4)
+        outcomes = {one.display_path: one.outcome for one in daemon.deliveries()}
+        assert outcomes["c.csv"] == "uploaded"
+        assert outcomes["same-as-a.csv"] == "duplicate", "the archive tells what the datatable has"
+        assert sorted(record.filename for record in sandbox.objects()) == ["a.csv", "b.csv", "c.csv"]
+        assert "disk died" in command(daemon, "history", "--actions")
+
+
+def test_from_a_backup_what_waited_then_is_held_and_what_came_since_too(
+    tmp_path: Path, sandbox: SandboxServer, drop: Path
+) -> None:
+    with made(tmp_path, sandbox, drop) as daemon:
+        daemon.start()
+        write(drop, "kept.csv")
+        daemon.wait_done(1)
+        sandbox.faults.add(Fault(method="PUT", status=503, times=1000))
+        write(drop, "waits.csv")
+        wait_for("waits.csv is queued", lambda: len(daemon.deliveries()) == 2)
+        backup = tmp_path / "backup.db"
+        assert "checked" in command(daemon, "ledger", "backup", str(backup))
+        assert "is there already" in command(daemon, "ledger", "backup", str(backup), code=1)
+        sandbox.faults.clear()
+        write(drop, "since.csv")
+        daemon.wait_done(3)
+        assert "another pmwatch" in command(daemon, "ledger", "rebuild", "--yes", "--from", str(backup), code=1)
+        daemon.stop()
+        (daemon.state / "ledger.db").unlink()
+        facts = json.loads(command(daemon, "ledger", "rebuild", "--json", "--from", str(backup)))
+        assert (facts["held"], facts["restored"]) == (1, 1)
+        daemon.start()
+        rows = {one.display_path: (one.state, one.reason) for one in daemon.deliveries()}
+        assert rows == {
+            "kept.csv": ("done", ""),
+            "waits.csv": ("held", "restored"),
+            "since.csv": ("held", "rebuilt"),
+        }
+        command(daemon, "mark-seen", "--folder", "orders")
+        daemon.wait_done(3)
+        assert sorted(record.filename for record in sandbox.objects()) == ["kept.csv", "since.csv", "waits.csv"]

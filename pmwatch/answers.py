@@ -34,6 +34,7 @@ class Answers:
         unresolved: Callable[[], Mapping[Target, PmwatchError]],
         unaccounted: Mapping[str, int],
         phase: Callable[[], str],
+        slowed: Callable[[], Mapping[str, int]],
     ) -> None:
         self._ledger = ledger
         self._gates = gates
@@ -44,6 +45,7 @@ class Answers:
         self._unresolved = unresolved
         self._unaccounted = unaccounted
         self._phase = phase
+        self._slowed = slowed
         self._started_at = time.time()
 
     def summary(self) -> str:
@@ -74,6 +76,7 @@ class Answers:
                 {"target": str(target), "message": error.message, "hint": error.hint}
                 for target, error in self._unresolved().items()
             ],
+            "slowed": dict(self._slowed()),
             "deliveries": [as_dict(delivery) for delivery in self._ledger.list(limit=50)],
         }
 

@@ -45,14 +45,16 @@ from pmwatch.model import (
     Validate,
     WatchMode,
     parse_duration,
+    parse_rate,
     parse_size,
 )
+from pmwatch.timetable import parse_span
 
 ENV_PREFIX: Final = "PMWATCH_"
 _LONGEST_SECONDS: Final = 36500 * 86400.0
 PLACEHOLDERS: Final = ("{tenant}", "{dataset}", "{datatable}")
 SECTIONS: Final = ("api", "state", "http", "log", "delivery", "defaults", "tenants", "folders")
-_HIDDEN_KEYS: Final = frozenset({"api_key"})
+_HIDDEN_KEYS: Final = frozenset({"api_key", "proxy"})
 _HTTP_OFF: Final = "off"
 
 
@@ -71,6 +73,16 @@ def _size(value: object) -> object:
     return parse_size(value) if isinstance(value, str) else value
 
 
+def _rate(value: str) -> str:
+    parse_rate(value)
+    return value
+
+
+def _span(value: str) -> str:
+    parse_span(value)
+    return value
+
+
 def _no_nul(value: str) -> str:
     if "\0" in value:
         raise ValueError("a path cannot hold a NUL character")
@@ -82,6 +94,7 @@ Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
 PathText = Annotated[str, AfterValidator(_no_nul)]
+Rate = Annotated[str, AfterValidator(_rate)]
 NonEmptyPath = Annotated[PathText, Field(min_length=1)]
 
 
@@ -104,6 +117,9 @@ class ApiSection(Section):
     timeout: Duration = 60.0
     stall_timeout: Duration = 60.0
     ca_file: PathText = ""
+    client_cert_file: PathText = ""
+    client_key_file: PathText = ""
+    proxy: SecretStr = SecretStr("")
     allowed_upload_hosts: tuple[NonEmpty, ...] = ()
 
 
@@ -132,6 +148,10 @@ class DeliverySection(Section):
     """Uploading: how many at once, how long to try, how long to take leave."""
 
     max_parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    max_parallel_per_tenant: Annotated[int, Field(ge=0, le=64)] = 0
+    max_parallel_per_datatable: Annotated[int, Field(ge=0, le=64)] = 0
+    bandwidth: Rate = "unlimited"
+    bandwidth_timetable: tuple[Annotated[str, AfterValidator(_span)], ...] = ()
     retry_first: Duration = 1.0
     retry_max: Duration = 300.0
     give_up_after: Duration = 86400.0
@@ -185,6 +205,7 @@ class TenantEntry(Section):
     id: NonEmpty
     api_key: SecretStr | None = None
     api_key_file: NonEmptyPath | None = None
+    requests_per_second: Annotated[float, Field(ge=0)] = 0.0
 
 
 class FolderEntry(FolderOptions):
@@ -317,7 +338,7 @@ class _Reader:
         tenants = self._tenants()
         folders = self._folders(self._tenant_names())
         self._problems += _api_problems(api) + _http_problems(http)
-        self._problems += _relative("state: dir", state.dir) + _relative("api: ca_file", api.ca_file)
+        self._problems += _relative("state: dir", state.dir) + _api_file_problems(api)
         self._problems += list(_overlaps(folders)) + list(_own_directory_problems(folders, state))
         if self._problems:
             raise ConfigError(self._problems)
@@ -398,7 +419,14 @@ class _Reader:
             self._problems.append(
                 f"{where}: no API key; give api_key_file, api_key, or a systemd credential pmwatch-{entry.name}"
             )
-        return Tenant(entry.name, entry.id, key, os.path.abspath(key_file) if key_file else "", from_systemd)
+        return Tenant(
+            entry.name,
+            entry.id,
+            key,
+            os.path.abspath(key_file) if key_file else "",
+            from_systemd,
+            entry.requests_per_second,
+        )
 
     def _folders(self, tenants: frozenset[str]) -> list[Folder]:
         raw_defaults = self._raw.get("defaults", {})
@@ -470,6 +498,19 @@ def _api_problems(api: ApiSection) -> list[str]:
     if url.query or url.fragment or url.username:
         return ["api: base_url: write only scheme, host, port and path"]
     return []
+
+
+def _api_file_problems(api: ApiSection) -> list[str]:
+    names = ("ca_file", "client_cert_file", "client_key_file")
+    problems = [problem for name in names for problem in _relative(f"api: {name}", getattr(api, name))]
+    if api.client_key_file and not api.client_cert_file:
+        problems.append("api: client_key_file: given without client_cert_file; name the certificate, too")
+    proxy = api.proxy.get_secret_value()
+    if proxy and not re.fullmatch(r"https?://[^/\s]+/?", proxy):
+        problems.append(
+            'api: proxy: the value is no proxy; write "http://HOST:PORT" or "http://USER:PASSWORD@HOST:PORT"'
+        )
+    return problems
 
 
 def _relative(where: str, path: str) -> list[str]:

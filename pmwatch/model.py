@@ -260,6 +260,7 @@ def file_kind(mode: int) -> str:
     return next((name for test, name in kinds if test(mode)), "unknown kind of file")
 
 
+_SLOWEST_RATE: Final = 1024
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _SIZE_UNITS: Final = {"B": 1} | {
     prefix + suffix: base**power
@@ -285,6 +286,19 @@ def parse_size(text: str) -> int:
     if match is None or match[2] not in _SIZE_UNITS:
         raise ValueError('a size is a number with a unit B, KiB, MiB, GiB, TiB (or KB …), such as "512MiB"')
     return int(Fraction(match[1]) * _SIZE_UNITS[match[2]])
+
+
+def parse_rate(text: str) -> float:
+    """Return the bytes per second in `"20MiB/s"`, 0.0 for `"unlimited"`. Raises ValueError with what is allowed."""
+    if text == "unlimited":
+        return 0.0
+    size, separator, unit = text.strip().rpartition("/")
+    if not separator or unit != "s":
+        raise ValueError('a bandwidth is a size for each second, such as "20MiB/s", or "unlimited"')
+    rate = parse_size(size)
+    if rate < _SLOWEST_RATE:
+        raise ValueError('at least "1KiB/s"; to send nothing for a while, stop pmwatch')
+    return float(rate)
 
 
 def format_duration(seconds: float) -> str:
@@ -317,6 +331,7 @@ class Tenant:
     api_key: str = field(default="", repr=False)
     api_key_file: str = ""
     from_systemd: bool = False
+    requests_per_second: float = 0.0  # of the API; 0 is unlimited
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,10 @@ class Reporter:
             self._log.error("gate closed", gate=gate.name, reason=gate.reason, error=gate.message, hint=gate.hint)
         self._wake()
 
+    def share_changed(self, tenant: str, uploads: int) -> None:
+        """Log that a tenant gets fewer uploads at a time, or all of them again."""
+        self._log.info("uploads at a time", tenant=tenant, now=uploads, why="429 and 503 halve them")
+
     def folder_changed(self, folder: str, problem: FolderDown | None) -> None:
         """Log that a folder went down or came back (from its intake)."""
         if problem is None:

@@ -23,6 +23,8 @@ from pmwatch.answers import Answers
 from pmwatch.audit import Account, audit
 from pmwatch.config import Settings, is_loopback
 from pmwatch.delivery.gates import Gates
+from pmwatch.delivery.limits import Limits, Most
+from pmwatch.delivery.pace import Pace
 from pmwatch.delivery.remote import ProcessMindRemote, Remote
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.delivery.worker import Report, Uploader
@@ -48,6 +50,7 @@ from pmwatch.processmind.keys import KeyRing
 from pmwatch.reporting import Reporter
 from pmwatch.retention import clear_archive, forget
 from pmwatch.threads import Mailbox, Pulse, ThreadGroup, Wakeup
+from pmwatch.timetable import Bandwidth
 from pmwatch.web.app import Questions, create_app
 from pmwatch.web.server import WebServer
 
@@ -197,10 +200,13 @@ class Service:
         self.ledger.forget_destinations()
         if recovered:
             self._log.warning("recovered", deliveries=recovered, why="the process before this one ended in the middle")
+        register_secret(urlsplit(settings.api.proxy.get_secret_value()).password or "")
         timeouts = Timeouts(settings.api.connect_timeout, settings.api.timeout, settings.api.stall_timeout)
         self.http = _http(settings, timeouts)
         self.watcher = Watcher()
         self.gates = Gates(self._policy(longest=60.0), now=time.time, changed=self._reporter.gate_changed)
+        self.limits = Limits(changed=self._reporter.share_changed)
+        self.pace = Pace()
         self._apply(settings)
         self.answers = Answers(
             ledger=self.ledger,
@@ -212,6 +218,7 @@ class Service:
             unresolved=lambda: self._unresolved,
             unaccounted=self._unaccounted,
             phase=lambda: self._phase.value,
+            slowed=self.limits.slowed,
         )
         self.metrics.ask(self.answers.gauges)
 
@@ -227,6 +234,13 @@ class Service:
         self._remote = self._remote_factory(settings, self.http, self.keys)
         for tenant in settings.tenants:
             self.gates.add(tenant.name)
+        self.limits.most = Most(
+            parallel=settings.delivery.max_parallel,
+            for_tenant=settings.delivery.max_parallel_per_tenant,
+            for_datatable=settings.delivery.max_parallel_per_datatable,
+            requests={tenant.name: tenant.requests_per_second for tenant in settings.tenants},
+        )
+        self.pace.bandwidth = Bandwidth.parse(settings.delivery.bandwidth, settings.delivery.bandwidth_timetable)
         self._unchecked = {folder.target for folder in settings.folders if not folder.levels}
         self.ledger.adopt(self._folders)
         for folder in settings.folders:
@@ -244,6 +258,8 @@ class Service:
             abort=self._abort,
             beat=lambda: self._pulse.beat(threading.current_thread().name),
             share=self._settings.delivery.max_parallel,
+            limits=self.limits,
+            pace=self.pace,
         )
 
     def _start(self) -> None:
@@ -672,12 +688,21 @@ class Service:
 
 
 def _http(settings: Settings, timeouts: Timeouts) -> Http:
+    api = settings.api
+    cert = (api.client_cert_file, api.client_key_file) if api.client_cert_file else None
+    for key in ("ca_file", "client_cert_file", "client_key_file"):
+        path = getattr(api, key)
+        try:
+            with open(path or os.devnull, "rb"):
+                pass
+        except OSError as error:
+            raise ConfigError([f"api: {key}: {path!r} cannot be read: {error.strerror}"]) from None
     try:
-        return Http(timeouts=timeouts, ca_file=settings.api.ca_file)
-    except OSError as error:
-        raise ConfigError(
-            [f"api: ca_file: {settings.api.ca_file!r} cannot be read: {error.strerror or 'not a PEM certificate'}"]
-        ) from None
+        return Http(timeouts=timeouts, ca_file=api.ca_file, client_cert=cert, proxy=api.proxy.get_secret_value())
+    except OSError:
+        wrong = "ca_file" if cert is None else "ca_file, client_cert_file, client_key_file"
+        why = "no certificate (PEM), or the key is another certificate's, or needs a password"
+        raise ConfigError([f"api: {wrong}: {why}"]) from None
 
 
 def _target_of(folder: Folder) -> Callable[[bytes], tuple[Target, Order] | None]:

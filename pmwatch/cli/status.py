@@ -72,6 +72,8 @@ def _show(found: dict[str, Any]) -> None:
         if not gate["open"]:
             since = format_duration(gate["closed_seconds"])
             out.print(f"waiting for {gate['name']} since {since}: {gate['message']}\n  {gate['hint']}")
+    for tenant, uploads in found.get("slowed", {}).items():
+        out.print(f"tenant {tenant} was asked to slow down: {uploads} uploads at a time for now")
     for problem in found["destinations"]:
         out.print(f"{problem['target']}: {problem['message']}\n  {problem['hint']}")
     _show_deliveries(found["deliveries"][:20])

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from pmwatch.errors import DestinationUnknown, KeyRejected
 from pmwatch.model import Delivery, Destination, Fingerprint, Target, Tenant
@@ -12,6 +12,9 @@ from pmwatch.processmind.storage import OpenBody
 
 T = TypeVar("T")
 
+LONGEST_VALID_SECONDS: Final = 7 * 86400
+"""The longest a URL can be valid: S3's signatures end after a week, though the API names a month as well."""
+
 
 class Remote(Protocol):
     """What a worker needs of the other side; every method raises the errors of `errors.RemoteError`."""
@@ -19,8 +22,8 @@ class Remote(Protocol):
     def resolve(self, target: Target) -> Destination:
         """Return the ids that a target's names stand for."""
 
-    def presign(self, delivery: Delivery, source: Fingerprint) -> str:
-        """Return a URL for one PUT of this source."""
+    def presign(self, delivery: Delivery, source: Fingerprint, *, valid_seconds: int | None = None) -> str:
+        """Return a URL for one PUT of this source, valid so long, or as long as the service thinks."""
 
     def put(self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool) -> Receipt:
         """Send the bytes of a fresh body to the URL; the receipt confirms exactly these."""
@@ -60,7 +63,7 @@ class ProcessMindRemote:
         """Return the ids that a target's names stand for."""
         return self._call(target.tenant, lambda client: resolve(client, self._tenants[target.tenant].id, target))
 
-    def presign(self, delivery: Delivery, source: Fingerprint) -> str:
+    def presign(self, delivery: Delivery, source: Fingerprint, *, valid_seconds: int | None = None) -> str:
         """Return a URL for one PUT, which points to an allowed host."""
         destination = delivery.destination
         assert destination is not None
@@ -73,6 +76,7 @@ class ProcessMindRemote:
                 filename=api_filename(delivery.path),
                 size=source.size,
                 mtime_ms=source.mtime_ns // 1_000_000,
+                valid_seconds=valid_seconds,
             ),
         )
         self._storage.check_url(url)

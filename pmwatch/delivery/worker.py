@@ -9,7 +9,7 @@ a time, a closed gate, held, failed or vanished. Nothing is logged here: `report
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,7 +18,9 @@ from pmwatch.delivery.body import Source
 from pmwatch.delivery.dispose import clear_quarantine, dispose, quarantine, source_of
 from pmwatch.delivery.gates import Gates
 from pmwatch.delivery.guards import guard, guard_content
-from pmwatch.delivery.remote import Remote, api_filename
+from pmwatch.delivery.limits import Limits
+from pmwatch.delivery.pace import Pace
+from pmwatch.delivery.remote import LONGEST_VALID_SECONDS, Remote, api_filename
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.errors import (
     AlreadyThere,
@@ -34,6 +36,7 @@ from pmwatch.errors import (
     SourceAway,
     SourceChanged,
     SourceVanished,
+    Throttled,
     UrlExpired,
 )
 from pmwatch.failpoints import reached
@@ -43,6 +46,7 @@ from pmwatch.model import AfterUpload, Dedup, Delivery, Folder, Order, State, Ta
 from pmwatch.processmind import Receipt, url_expiry, url_host
 
 _URL_MARGIN_SECONDS: Final = 60.0
+_LONG_UPLOAD_SECONDS: Final = 30.0
 _RUN_FILES: Final = 32
 _LONGEST_UNSAID_SECONDS: Final = 0.02  # how long an arrival may wait to share a commit with the next one
 _WAIT_FOR_EQUAL_SECONDS: Final = 0.05
@@ -133,8 +137,12 @@ class Uploader:
         beat: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
         share: int = 1,
+        limits: Limits | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._ledger = ledger
+        self._limits = limits or Limits()
+        self._pace = pace or Pace()
         self._remote = remote
         self._gates = gates
         self._folders = folders
@@ -156,17 +164,29 @@ class Uploader:
         tenants = {target.tenant for folder in self._folders().values() for target in _tenants_of(folder)}
         shut = self._gates.shut_for(sorted(tenants))
         at_most = _RUN_FILES if self._gates.all_open else 1  # a probe goes alone
-        claimed = self._ledger.claim_run(
-            now=self._now(), without_tenants=shut, at_most=at_most, small=SMALL_BYTES, share=self._share
-        )
+
+        def claim(full_tenants: Sequence[str], full_tables: Sequence[str]) -> list[Delivery]:
+            return self._ledger.claim_run(
+                now=self._now(),
+                without_tenants=(*shut, *full_tenants),
+                full_tables=full_tables,
+                at_most=at_most,
+                small=SMALL_BYTES,
+                share=self._share,
+            )
+
+        claimed = self._limits.claim(claim)
         if not claimed:
             return self._dispose_one()
         reached("after_claim")
         run = _Run(claimed)
-        if self._gates.enter(claimed[0].target.tenant):
-            self._work(run)
-        else:
-            self._put_back(run, "gate")
+        try:
+            if self._gates.enter(claimed[0].target.tenant):
+                self._work(run)
+            else:
+                self._put_back(run, "gate")
+        finally:
+            self._limits.ended(claimed[0])
         return True
 
     def resolve_names(self, targets: Iterable[Target]) -> dict[Target, PmwatchError | None]:
@@ -179,6 +199,7 @@ class Uploader:
             if not self._gates.enter(target.tenant):
                 continue
             try:
+                self._limits.before_request(target.tenant, self._check)
                 self._ledger.resolve(target, self._remote.resolve(target))
                 fared[target] = None
             except (DestinationUnknown, Rejected) as error:
@@ -189,6 +210,9 @@ class Uploader:
             except LedgerError:
                 self._gates.left(target.tenant)
                 raise
+            except Interrupted:
+                self._gates.left(target.tenant)
+                break
             except PmwatchError as error:
                 self._gates.failed(target.tenant, error)
                 continue
@@ -331,9 +355,24 @@ class Uploader:
     def _presign(self, _run: _Run, attempt: _Attempt) -> None:
         self._check()
         assert attempt.source is not None
+        seen, tenant = attempt.source.fingerprint, attempt.delivery.target.tenant
         attempt.url = ""
-        attempt.url = self._remote.presign(attempt.delivery, attempt.source.fingerprint)
-        self._gates.succeeded(attempt.delivery.target.tenant)
+        self._limits.before_request(tenant, self._check)
+        url = self._remote.presign(attempt.delivery, seen)
+        if self._ends_too_early(url, seen.size):
+            self._limits.before_request(tenant, self._check)
+            url = self._remote.presign(attempt.delivery, seen, valid_seconds=LONGEST_VALID_SECONDS)
+        attempt.url = url
+        self._gates.succeeded(tenant)
+
+    def _ends_too_early(self, url: str, size: int) -> bool:
+        """Tell whether a fresh URL would expire before an upload of `size` bytes has ended at the rate seen so far.
+
+        S3 looks at the time when a request begins, but a lost answer can only be repeated while the URL is valid.
+        """
+        expected = self._pace.expected_seconds(size)
+        expiry = url_expiry(url) if expected > _LONG_UPLOAD_SECONDS else None
+        return expiry is not None and expiry - self._now() < expected + _URL_MARGIN_SECONDS
 
     def _send(self, run: _Run, attempt: _Attempt) -> None:
         """PUT one source; presign again, once, where its URL has expired."""
@@ -368,7 +407,7 @@ class Uploader:
         self._started(attempt.delivery)
 
         def open_body() -> Iterator[bytes]:
-            return source.chunks(check=self._check)
+            return self._pace.paced(source.chunks(check=self._check), self._check)
 
         receipt = None
         verified = None
@@ -390,6 +429,9 @@ class Uploader:
             verified = source.md5 == receipt.md5 if receipt.md5 else None
         reached("after_answer")
         self._gates.succeeded(attempt.gate)
+        self._limits.went_well(attempt.delivery.target.tenant)
+        if receipt is not None:
+            self._pace.saw(source.fingerprint.size, time.monotonic() - started)
         return _Sent(attempt, receipt, source.sha256, time.monotonic() - started, verified, self._now())
 
     # ---- ends ---------------------------------------------------------------------------------------------
@@ -586,6 +628,8 @@ class Uploader:
         self._look_again(delivery.folder, delivery.path)
 
     def _close_gate(self, attempt: _Attempt, error: PmwatchError) -> None:
+        if isinstance(error, Throttled):
+            self._limits.slow_down(attempt.delivery.target.tenant)
         self._gates.failed(attempt.gate, error, retry_after=getattr(error, "retry_after", None))
         self._ledger.give_back(
             attempt.delivery,

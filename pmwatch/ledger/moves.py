@@ -34,10 +34,13 @@ DISPOSAL_LEASE_SECONDS: Final = 60.0
 """How long a disposal may take before somebody else tries it; repeating one is harmless."""
 
 
+UNORDERED_SUFFIX: Final = "~"
+
+
 def lane_of(target: Target, destination: Destination | None, order: Order) -> str:
     """Return the name of the queue in which files of one datatable wait for each other."""
     key = f"{destination.tenant_id}/{destination.datatable_id}" if destination else f"?{target}"
-    return f"{key}~" if order is Order.NONE else key
+    return key + UNORDERED_SUFFIX if order is Order.NONE else key
 
 
 def fingerprint_of(row: Row) -> Fingerprint:

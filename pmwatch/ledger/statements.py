@@ -52,6 +52,7 @@ def _next_of_lanes(choice: Select[Any]) -> Select[Any]:
             chosen.c.not_before <= bindparam("now"),
             chosen.c.datatable_id != "",
             chosen.c.tenant.not_in(bindparam("without", expanding=True)),
+            lanes.c.lane.not_in(bindparam("full_lanes", expanding=True)),
         )
         .order_by(lanes.c.turn)
         .limit(1)

@@ -11,6 +11,7 @@ from pmwatch.failpoints import reached
 from pmwatch.ledger.care import Care
 from pmwatch.ledger.moves import (
     DISPOSAL_LEASE_SECONDS,
+    UNORDERED_SUFFIX,
     add_count,
     delivery_of,
     destination_values,
@@ -170,6 +171,7 @@ class Ledger(People, Care, Questions):
         *,
         now: float,
         without_tenants: Iterable[str] = (),
+        full_tables: Iterable[str] = (),
         at_most: int = 1,
         small: int = 0,
         share: int = 1,
@@ -179,12 +181,14 @@ class Ledger(People, Care, Questions):
         Lanes take turns. In an ordered lane only the first may go, and only when none is under way. The next
         ones come along while each is `small` (bytes) and of the same tenant; where the order does not matter,
         only their part of what waits, for `share` workers want some. One that was under way when the process
-        died goes alone, for it may be what killed it.
+        died goes alone, for it may be what killed it. `full_tables` are `tenant id/datatable id` that get no more at
+        a time.
         """
         without = tuple(without_tenants)
+        full = tuple(f"{table}{suffix}" for table in full_tables for suffix in ("", UNORDERED_SUFFIX))
 
         def work(c: Connection) -> list[Delivery]:
-            given: dict[str, Any] = {"now": now, "without": without}
+            given: dict[str, Any] = {"now": now, "without": without, "full_lanes": full}
             first = [row for query in (NEXT_ORDERED, NEXT_UNORDERED) if (row := c.execute(query, given).first())]
             if not first:
                 return []

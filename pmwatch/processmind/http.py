@@ -16,6 +16,7 @@ from pmwatch.errors import AnswerLost, PmwatchError, RemoteError, ServerFault, U
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """The largest answer that is read; anything longer is an error, not a reason to run out of memory."""
 
+_LOOPBACK: Final = ("all://localhost", "all://127.0.0.1", "all://[::1]")  # no proxy leads there
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
@@ -44,13 +45,19 @@ class _NoCookies(httpx.Cookies):
 
 
 class Http:
-    """A connection pool for the API and the storage. `clock_skew_seconds` is theirs minus ours, by `Date`."""
+    """A connection pool for the API and the storage. `clock_skew_seconds` is theirs minus ours, by `Date`.
+
+    `client_cert` is a certificate's file (PEM) and its key's, empty where it is in the same one. Without `proxy` the
+    environment's is used (HTTPS_PROXY, NO_PROXY). Raises OSError where a file cannot be read.
+    """
 
     def __init__(
         self,
         *,
         timeouts: Timeouts | None = None,
         ca_file: str = "",
+        client_cert: tuple[str, str] | None = None,
+        proxy: str = "",
         max_connections: int = 128,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -58,8 +65,16 @@ class Http:
         self.clock_skew_seconds = 0.0
         self._now = now
         context = ssl.create_default_context(cafile=ca_file or None)
+        if client_cert is not None:
+            context.load_cert_chain(client_cert[0], client_cert[1] or None)
         limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-        self._client = httpx.Client(verify=context, limits=limits, follow_redirects=False)
+        self._client = httpx.Client(
+            verify=context,
+            limits=limits,
+            follow_redirects=False,
+            proxy=proxy or None,
+            mounts=dict.fromkeys(_LOOPBACK) if proxy else None,
+        )
         self._client._cookies = _NoCookies()  # noqa: SLF001  the public setter makes a plain jar of it
 
     def close(self) -> None:
@@ -82,15 +97,18 @@ class Http:
         try:
             parts = urlsplit(url)
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            return httpx.Request(
+            origin = _origin(f"{parts.scheme}://{parts.netloc}/")
+            request = httpx.Request(
                 method,
-                _origin(f"{parts.scheme}://{parts.netloc}/"),
+                origin,
                 headers={"user-agent": "pmwatch", **headers},
                 content=content,
-                extensions={"timeout": timeout, "target": target.encode("ascii", "replace")},
+                extensions={"timeout": timeout},
             )
+            request.url = _ExactURL(origin, target.encode("ascii", "replace"))
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError):
             raise ServerFault("the address is not a valid URL", reason="bad_url") from None
+        return request
 
     def send(self, request: httpx.Request) -> httpx.Response:
         """Send, read the answer (at most `MAX_ANSWER_BYTES`) and note the server's clock.
@@ -137,6 +155,22 @@ def http_date(text: str) -> float | None:
         return None if parsed is None else float(email.utils.mktime_tz(parsed))
     except (IndexError, OverflowError, ValueError):
         return None
+
+
+class _ExactURL(httpx.URL):
+    """An address whose path and query go out byte for byte.
+
+    httpx's extension `target` would do the same, but a proxy gets it as well, in place of the host to connect to.
+    """
+
+    def __init__(self, origin: httpx.URL, target: bytes) -> None:
+        super().__init__(origin)
+        self._target = target
+
+    @property
+    def raw_path(self) -> bytes:
+        """Return what stands between method and version."""
+        return self._target
 
 
 @lru_cache(maxsize=64)

@@ -179,10 +179,10 @@ class FakeRemote:
     def resolve(self, target: Target) -> Destination:
         return Destination(target.tenant, "dataset-1", target.datatable)
 
-    def presign(self, delivery: Delivery, source: Fingerprint) -> str:  # noqa: ARG002  the seam's own arguments
+    def presign(self, delivery: Delivery, source: Fingerprint, *, valid_seconds: int | None = None) -> str:  # noqa: ARG002  the seam's own arguments
         self.on_presign()
-        number = len(self.presigned) + 1
-        url = f"https://storage.test/{number}?X-Amz-Date={self.signed_at}&X-Amz-Expires={self.expires_seconds}"
+        number, valid = len(self.presigned) + 1, valid_seconds or self.expires_seconds
+        url = f"https://storage.test/{number}?X-Amz-Date={self.signed_at}&X-Amz-Expires={valid}"
         self.presigned.append(url)
         return url
 

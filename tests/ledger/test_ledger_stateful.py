@@ -30,6 +30,7 @@ ALLOWED = {
     (None, State.QUEUED),
     (State.QUEUED, State.UPLOADING),
     (State.QUEUED, State.HELD),
+    (State.QUEUED, State.DONE),  # a person gave it up
     (State.UPLOADING, State.QUEUED),
     (State.UPLOADING, State.UPLOADED),
     (State.UPLOADING, State.DONE),
@@ -41,6 +42,7 @@ ALLOWED = {
     (State.HELD, State.QUEUED),
     (State.HELD, State.DONE),
     (State.FAILED, State.QUEUED),
+    (State.FAILED, State.DONE),
     (State.VANISHED, State.QUEUED),
 }
 
@@ -62,6 +64,17 @@ class Row:
     reason: str = ""
     sha256: str = ""
     previous: int = 0
+    blocks: bool = False
+    run: int = 0
+
+    @property
+    def lane(self) -> tuple[Target, bool]:
+        """Files of one datatable wait for each other unless their folder says that it does not matter."""
+        return self.target, self.order is Order.NONE
+
+    @property
+    def sort_key(self) -> bytes:
+        return os.path.basename(self.path) if self.order is Order.NAME else b""
 
 
 @dataclass
@@ -86,6 +99,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.stale: list[Delivery] = []
         self.seen: dict[int, State] = {}
         self.now = 1000.0
+        self.runs = 0
         self.context = opened(self.directory, *TARGETS[1:])
         self.ledger: Ledger = self.context.__enter__()
 
@@ -104,7 +118,7 @@ class LedgerMachine(RuleBasedStateMachine):
         folder=st.sampled_from(FOLDERS),
         path=st.sampled_from(PATHS),
         mtime=st.integers(1, 3),
-        lane=st.tuples(st.sampled_from(TARGETS), st.sampled_from((Order.ARRIVAL, Order.NONE))),
+        lane=st.tuples(st.sampled_from(TARGETS), st.sampled_from((Order.ARRIVAL, Order.NAME, Order.NONE))),
     )
     def file_settles(self, folder: str, path: bytes, mtime: int, lane: tuple[Target, Order]) -> None:
         target, order = lane
@@ -133,15 +147,21 @@ class LedgerMachine(RuleBasedStateMachine):
     def claimable(self) -> set[int]:
         """Return who may go next by the rules, whoever's turn it is."""
         found = set()
-        for lane in {(row.target, row.order) for row in self.model.rows.values()}:
-            members = [id_ for id_, row in self.model.rows.items() if (row.target, row.order) == lane]
-            waiting = sorted((id_ for id_ in members if self.model.rows[id_].state is State.QUEUED), key=self.seq)
-            if lane[1] is Order.ARRIVAL:
-                busy = any(self.model.rows[id_].state is State.UPLOADING for id_ in members)
-                found |= {id_ for id_ in waiting[:1] if not busy and self.is_due(id_)}
+        for lane in {row.lane for row in self.model.rows.values()}:
+            members = [row for row in self.model.rows.values() if row.lane == lane]
+            waiting = self.waiting(lane)
+            if not lane[1]:
+                busy = any(row.state is State.UPLOADING for row in members)
+                blocked = any(row.blocks and row.state in {State.HELD, State.FAILED} for row in members)
+                found |= {id_ for id_ in waiting[:1] if not busy and not blocked and self.is_due(id_)}
             else:
                 found |= set([id_ for id_ in waiting if self.is_due(id_)][:1])
         return found
+
+    def waiting(self, lane: tuple[Target, bool]) -> list[int]:
+        """Return what waits in a lane, in its order."""
+        ids = [id_ for id_ in self.model.in_state(State.QUEUED) if self.model.rows[id_].lane == lane]
+        return sorted(ids, key=lambda id_: (self.model.rows[id_].sort_key, self.seq(id_)))
 
     def seq(self, id_: int) -> int:
         delivery = self.ledger.get(id_)
@@ -151,18 +171,39 @@ class LedgerMachine(RuleBasedStateMachine):
     def is_due(self, id_: int) -> bool:
         return self.model.rows[id_].not_before <= self.now
 
-    @rule()
-    def claim(self) -> None:
+    @rule(at_most=st.sampled_from([1, 2, 5]), share=st.sampled_from([1, 3]))
+    def claim(self, at_most: int, share: int) -> None:
         may = self.claimable()
-        delivery = self.ledger.claim(now=self.now)
-        if delivery is None:
+        run = self.ledger.claim_run(now=self.now, at_most=at_most, small=100, share=share)
+        if not run:
             assert may == set(), "somebody could have gone"
             return
-        assert delivery.id in may
-        row = self.model.rows[delivery.id]
-        row.state, row.attempts = State.UPLOADING, row.attempts + 1
-        assert delivery.attempts == row.attempts
-        self.claims[delivery.id] = delivery
+        assert run[0].id in may
+        assert len(run) <= at_most
+        self.goes_along(run)
+        self.runs += 1
+        for delivery in run:
+            row = self.model.rows[delivery.id]
+            row.state, row.attempts, row.run = State.UPLOADING, row.attempts + 1, self.runs
+            assert delivery.attempts == row.attempts
+            self.claims[delivery.id] = delivery
+
+    def goes_along(self, run: list[Delivery]) -> None:
+        """A run is the head of its lane and those right behind it; whoever may have killed the process goes alone."""
+        lane = self.model.rows[run[0].id].lane
+        ids = [delivery.id for delivery in run]
+        if not lane[1]:
+            assert ids == self.waiting(lane)[: len(ids)]
+        assert all(self.model.rows[id_].lane == lane and self.is_due(id_) for id_ in ids)
+        assert len(ids) == 1 or not any(self.model.rows[id_].recoveries for id_ in ids)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def put_back(self, data: st.DataObject) -> None:
+        delivery, row = self.take(data)
+        self.ledger.put_back([delivery], reason="gate")
+        row.state, row.attempts, row.reason = State.QUEUED, row.attempts - 1, "gate"
+        self.stale.remove(delivery)  # its attempt was never made, so the next claim has its number
 
     def take(self, data: st.DataObject) -> tuple[Delivery, Row]:
         id_ = data.draw(st.sampled_from(sorted(self.claims)))
@@ -217,11 +258,12 @@ class LedgerMachine(RuleBasedStateMachine):
         data=st.data(),
         to=st.sampled_from([State.HELD, State.FAILED, State.VANISHED]),
         location=st.sampled_from([b"", b"/quarantine/x"]),
+        blocks=st.booleans(),
     )
-    def end(self, data: st.DataObject, to: State, location: bytes) -> None:
+    def end(self, data: st.DataObject, to: State, location: bytes, *, blocks: bool) -> None:
         delivery, row = self.take(data)
-        self.ledger.end(delivery, to, reason="r", detail="", now=self.now, location=location)
-        row.state, row.kept, row.reason = to, not location, "r"
+        self.ledger.end(delivery, to, reason="r", detail="", now=self.now, location=location, blocks=blocks)
+        row.state, row.kept, row.reason, row.blocks = to, not location, "r", blocks
 
     @rule(kept=st.booleans())
     def dispose_one(self, *, kept: bool) -> None:
@@ -255,6 +297,18 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.requeue([id_]) == int(may)
         if may:
             row.state, row.recoveries, row.not_before, row.reason = State.QUEUED, 0, 0.0, "retry"
+            row.blocks = False
+
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        if not self.model.rows:
+            return
+        id_ = data.draw(st.sampled_from(sorted(self.model.rows)))
+        row = self.model.rows[id_]
+        may = row.state in {State.FAILED, State.HELD, State.QUEUED}
+        assert self.ledger.discard([id_], now=self.now) == int(may)
+        if may:
+            row.state, row.blocks = State.DONE, False
 
     @rule(reopen=st.booleans())
     def restart_after_a_crash(self, *, reopen: bool) -> None:
@@ -325,12 +379,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def an_ordered_lane_has_one_under_way(self) -> None:
-        busy = Counter(
-            row.target
+        busy = {
+            (row.target, row.run)
             for row in self.model.rows.values()
-            if row.state is State.UPLOADING and row.order is Order.ARRIVAL
-        )
-        assert all(n == 1 for n in busy.values())
+            if row.state is State.UPLOADING and row.order is not Order.NONE
+        }
+        assert len({target for target, _ in busy}) == len(busy), "what is under way in a lane was claimed together"
 
     @invariant()
     def only_what_is_under_way_is_reserved(self) -> None:

@@ -82,7 +82,7 @@ class Reporter:
                 "warning",
                 (
                     "These bytes repeat an older version, and newer ones went in between. If the older content should "
-                    'come back, set dedup = "latest" for this folder.'
+                    f'come back: pmwatch resend {report.duplicate_of}; to have it always so, set dedup = "latest".'
                 ),
             )
         getattr(self._log, level)(event, **facts)

@@ -1,7 +1,7 @@
 """`pmwatch resend`: what was uploaded goes once more."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -22,16 +22,24 @@ from pmwatch.cli.common import (
 from pmwatch.delivery.dispose import source_of
 from pmwatch.errors import ExitCode
 from pmwatch.files import look
-from pmwatch.model import Delivery, Fingerprint, Folder, Order, State, format_size
+from pmwatch.ledger import Ledger
+from pmwatch.model import Delivery, Fingerprint, Folder, Outcome, State, format_size
 
 
 @app.command()
 def resend(
+    ids: Annotated[
+        list[int] | None,
+        typer.Argument(metavar="[ID]...", help="Uploaded deliveries, as `pmwatch history` lists them."),
+    ] = None,
     *,
-    folder: Annotated[str, typer.Option("--folder", metavar="NAME", help="The folder whose files go again.")],
+    folder: Annotated[
+        str | None, typer.Option("--folder", metavar="NAME", help="The folder whose files go again.")
+    ] = None,
     since: Annotated[
-        str, typer.Option("--since", metavar="WHEN", help='What was uploaded since then: "2h", "2026-11-01T08:00".')
-    ],
+        str | None,
+        typer.Option("--since", metavar="WHEN", help='What was uploaded since then: "2h", "2026-11-01T08:00".'),
+    ] = None,
     until: Annotated[str, typer.Option("--until", metavar="WHEN", help="…and not after this; by default now.")] = "0s",
     from_archive: Annotated[
         bool, typer.Option("--from-archive", help="Also what was archived; it goes from there and stays there.")
@@ -48,21 +56,28 @@ def resend(
     For a datatable that was emptied or damaged on the other side. Each file must still be there as it was sent;
     who asked and why is kept in the ledger.
     """
+    if not ids and not (folder and since):
+        raise typer.BadParameter("name deliveries by id, or choose with --folder and --since")
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
-    [entry] = [one for one in settings.folders if one.name == folder]
-    start, end = moment("--since", since), moment("--until", until)
+    folders = {one.name: one for one in settings.folders}
     ledger = open_ledger(settings, read_only=False)
     try:
-        found = ledger.uploads(folder, since=start, until=end)
-        lacking = {one.id: said for one in found if (said := _lacks(one, entry, from_archive=from_archive))}
+        if ids:
+            found = _named(ledger, ids)
+        else:
+            assert folder is not None
+            assert since is not None
+            found = ledger.uploads(folder, since=moment("--since", since), until=moment("--until", until))
+        lacking = {one.id: said for one in found if (said := _lacks(one, folders, from_archive=from_archive))}
         wanted = [one for one in found if one.id not in lacking]
         queued: list[int] = []
         if wanted and not dry_run:
             if not (yes or json):
                 _confirm(wanted)
-            order: dict[str, Order] = {entry.name: entry.order}
-            queued = ledger.resend([one.id for one in wanted], order_of=order.__getitem__, by=action("resend", why))
+            queued = ledger.resend(
+                [one.id for one in wanted], order_of=lambda name: folders[name].order, by=action("resend", why)
+            )
     finally:
         ledger.close()
     if json:
@@ -73,8 +88,20 @@ def resend(
         raise typer.Exit(ExitCode.FAILURE)
 
 
-def _lacks(delivery: Delivery, folder: Folder, *, from_archive: bool) -> str:
+def _named(ledger: Ledger, ids: Sequence[int]) -> list[Delivery]:
+    """Return uploaded deliveries by id, in the order in which they were uploaded."""
+    found = {id_: ledger.get(id_) for id_ in ids}
+    wrong = [id_ for id_, one in found.items() if one is None or one.outcome != Outcome.UPLOADED]
+    if wrong:
+        raise typer.BadParameter(f"{', '.join(map(str, wrong))}: no such upload; `pmwatch history` lists them")
+    return sorted((one for one in found.values() if one is not None), key=lambda one: (one.uploaded_at, one.seq))
+
+
+def _lacks(delivery: Delivery, folders: Mapping[str, Folder], *, from_archive: bool) -> str:
     """Say why a delivery cannot go again; empty where it can."""
+    folder = folders.get(delivery.folder)
+    if folder is None:
+        return f"its folder {delivery.folder} is no longer in the configuration"
     if delivery.state is not State.DONE:
         return "its source is still being archived or deleted; try again in a moment"
     if delivery.location and not from_archive:

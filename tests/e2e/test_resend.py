@@ -109,7 +109,15 @@ def test_a_dry_run_and_a_refused_question_send_nothing(tmp_path: Path, sandbox: 
         )
         assert "nothing was uploaded in that time" in nothing.stdout
         assert command(daemon, "resend", "--folder", "orders", "--since", "yesterday").returncode == 2
+        assert command(daemon, "resend").returncode == 2
+        unknown = command(daemon, "resend", "2", "999")
+        assert unknown.returncode == 2
+        assert "999: no such upload" in unknown.stderr
         assert len(daemon.deliveries()) == 3
+        by_id = command(daemon, "resend", "3", "1", "--json")
+        assert json.loads(by_id.stdout)["queued"] == [4, 5]
+        daemon.wait_done(5)
+        assert [record.filename for record in sandbox.objects()] == [*NAMES, "b.csv", "c.csv"]
 
 
 def test_history_tells_by_folder_state_outcome_and_age_from_daemon_and_ledger(

@@ -20,6 +20,7 @@ from pmwatch.files import is_regular, look, parent_directory, sync_directory
 from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, Quarantine, display
 
 _CHUNK_BYTES: Final = 1024 * 1024
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 Beat = Callable[[], None]
 
 
@@ -83,7 +84,7 @@ def _take(directory: int, name: bytes, delivery: Delivery) -> bytes | None:
     Any other version is put back, and None returned: between a check and an unlink by name a new file could
     come to stand there. A hidden name left over by a crash is taken up again. Raises SourceVanished.
     """
-    hidden = b".pmwatch-%d" % delivery.fingerprint.inode
+    hidden = _hidden_name(delivery)
     if _is_version(directory, hidden, delivery):
         return hidden
     if not _is_version(directory, name, delivery):
@@ -96,6 +97,10 @@ def _take(directory: int, name: bytes, delivery: Delivery) -> bytes | None:
     if not _put_back(directory, hidden, name):  # an even newer file stands there: this one was replaced like any other
         os.unlink(hidden, dir_fd=directory)
     return None
+
+
+def _hidden_name(delivery: Delivery) -> bytes:
+    return b".pmwatch-%d" % delivery.fingerprint.inode
 
 
 def _put_back(directory: int, hidden: bytes, name: bytes) -> bool:
@@ -151,15 +156,16 @@ def move_into(root: bytes, path: bytes, target_directory: bytes, *, delivery: De
     """
     _make_directories(target_directory)
     earlier = _moved_before(target_directory, os.path.basename(path), delivery.fingerprint)
-    if earlier:
-        return earlier
     with parent_directory(root, path) as (directory, name):
+        if earlier:
+            _drop_other_name(directory, delivery)
+            return earlier
         hidden = _take(directory, name, delivery)
         if hidden is None:
             return b""
         try:
             reached("during_archive_rename")
-            target = _place(hidden, directory, target_directory, name, beat)
+            target = _place(hidden, directory, target_directory, name, delivery=delivery, beat=beat)
         except OSError:
             with suppress(OSError):  # the first trouble is the one to tell
                 _put_back(directory, hidden, name)
@@ -181,22 +187,54 @@ def _moved_before(directory: bytes, name: bytes, version: Fingerprint) -> bytes:
     raise AssertionError("names never end")
 
 
-def _place(hidden: bytes, source: int, target_directory: bytes, name: bytes, beat: Beat) -> bytes:
+def _drop_other_name(directory: int, delivery: Delivery) -> None:
+    """Remove the hidden name of a file that a crash met after it got its new name and before it lost this one."""
+    hidden = _hidden_name(delivery)
+    st = _exists(hidden, directory)
+    if st is not None and (st.st_dev, st.st_ino) == (delivery.fingerprint.device, delivery.fingerprint.inode):
+        os.unlink(hidden, dir_fd=directory)
+
+
+def _place(
+    hidden: bytes, source: int, target_directory: bytes, name: bytes, *, delivery: Delivery, beat: Beat
+) -> bytes:
     """Move a hidden file below a free name of the target directory, and return that."""
-    target = _reserve(target_directory, name)
     try:
-        os.rename(hidden, target, src_dir_fd=source)
+        target = _link_free(hidden, source, target_directory, name)
     except OSError as error:
-        try:
-            if error.errno != errno.EXDEV:
-                raise
-            _copy(hidden, source, target, beat)
-        except BaseException:
-            os.unlink(target)
+        if error.errno in _NO_LINKS:
+            target = _reserve(target_directory, name)
+            return _rename_over(hidden, source, target)
+        if error.errno != errno.EXDEV:
             raise
+        target = _copy(hidden, source, target_directory, name, delivery=delivery, beat=beat)
         sync_directory(target_directory)
         reached("between_copy_and_unlink")
-        os.unlink(hidden, dir_fd=source)
+    else:
+        sync_directory(target_directory)
+    os.unlink(hidden, dir_fd=source)
+    return target
+
+
+def _link_free(hidden: bytes, source: int | None, directory: bytes, name: bytes) -> bytes:
+    """Give a file a second name, the first that is free in a directory: at no time is there a name without its content.
+
+    Raises OSError where hard links are not to be had.
+    """
+    for candidate in _free_names(name):
+        target = os.path.join(directory, candidate)
+        with suppress(FileExistsError):
+            os.link(hidden, target, src_dir_fd=source, follow_symlinks=False)
+            return target
+    raise AssertionError("names never end")
+
+
+def _rename_over(hidden: bytes, source: int, target: bytes) -> bytes:
+    try:
+        os.rename(hidden, target, src_dir_fd=source)
+    except BaseException:
+        os.unlink(target)
+        raise
     return target
 
 
@@ -228,24 +266,32 @@ def _free_names(name: bytes) -> Iterator[bytes]:
         yield stem[: 255 - len(suffix)] + suffix
 
 
-def _copy(name: bytes, source: int, target: bytes, beat: Beat) -> None:
-    """Copy to another file system under a hidden name, sync, compare, and rename into place."""
-    hidden = os.path.join(os.path.dirname(target), b".pmwatch-copy-" + secrets.token_hex(8).encode())
+def _copy(name: bytes, source: int, directory: bytes, wanted: bytes, *, delivery: Delivery, beat: Beat) -> bytes:
+    """Copy to another file system under a hidden name, sync, compare, and only then give it the first free name.
+
+    The hidden name is always the same for a delivery, so that a repetition replaces what a crash left of it.
+    """
+    hidden = os.path.join(directory, b".pmwatch-copy-%d-%d" % (delivery.id, delivery.fingerprint.inode))
     inner = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
     outer = -1
     try:
+        _remove(hidden)
         outer = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         digest = _copy_bytes(inner, outer, beat)
         st = os.fstat(inner)
         os.utime(outer, ns=(st.st_atime_ns, st.st_mtime_ns))
         os.fsync(outer)
         _check_copy(outer, digest, beat)
-        os.rename(hidden, target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(hidden)
-        raise
+        try:
+            return _link_free(hidden, None, directory, wanted)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            target = _reserve(directory, wanted)
+            os.rename(hidden, target)
+            return target
     finally:
+        _remove(hidden)
         if outer >= 0:
             os.close(outer)
         os.close(inner)

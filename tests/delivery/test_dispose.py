@@ -381,14 +381,14 @@ def test_a_failed_move_gives_the_source_its_name_again(
     folder = archiving(drop)
     if elsewhere:
         folder = make_folder(drop, after_upload=AfterUpload.ARCHIVE, archive_dir=os.fsencode(other_disk))
-    rename = os.rename
+    link = os.link
 
     def full(source: bytes, target: bytes, **options: int) -> None:
         if DAY.encode() in target and not (elsewhere and not os.path.basename(source).startswith(b".pmwatch-copy")):
             raise OSError(28, "No space left on device")
-        rename(source, target, **options)
+        link(source, target, **options)
 
-    monkeypatch.setattr("pmwatch.delivery.dispose.os.rename", full)
+    monkeypatch.setattr("pmwatch.delivery.dispose.os.link", full)
     with pytest.raises(DisposeError) as caught:
         dispose(delivery_of(drop, "a.csv"), folder)
     assert "No space left" in caught.value.message
@@ -519,3 +519,45 @@ def test_only_delivered_content_ever_leaves_the_folder(
         dispose(delivered[-1], folder)
         hashes = {sha256(data).hexdigest() for data in tree(drop).values()}
         assert delivered[-1].sha256 in hashes
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_file_system_without_hard_links_archives_as_well(
+    drop: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch, *, elsewhere: bool
+) -> None:
+    folder = archiving(drop)
+    if elsewhere:
+        folder = make_folder(drop, after_upload=AfterUpload.ARCHIVE, archive_dir=os.fsencode(other_disk))
+
+    def refuse(source: bytes, _target: bytes, *, src_dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
+        crossing = elsewhere and src_dir_fd is not None
+        raise OSError(*((18, "Invalid cross-device link") if crossing else (1, "Operation not permitted")))
+
+    monkeypatch.setattr("pmwatch.delivery.dispose.os.link", refuse)
+    for content in (b"one", b"two"):
+        (drop / "a.csv").write_bytes(content)
+        location, _ = dispose(delivery_of(drop, "a.csv"), folder)
+        assert Path(os.fsdecode(location)).read_bytes() == content
+    assert not (drop / "a.csv").exists()
+    assert len([name for name in (tree(other_disk) if elsewhere else tree(drop)) if name.endswith(".csv")]) == 2
+
+
+def test_a_crash_between_the_new_name_and_the_loss_of_the_old_one_leaves_one_file_in_the_end(drop: Path) -> None:
+    (drop / "a.csv").write_bytes(b"one")
+    delivery = delivery_of(drop, "a.csv")
+    location, _ = dispose(delivery, archiving(drop))
+    archived = Path(os.fsdecode(location))
+    os.link(archived, drop / f".pmwatch-{delivery.fingerprint.inode}")
+    assert dispose(delivery, archiving(drop)) == (location, False)
+    assert list(tree(drop)) == [str(archived.relative_to(drop))]
+
+
+def test_what_a_crash_left_of_a_copy_is_replaced_by_the_next_one(drop: Path, other_disk: Path) -> None:
+    (drop / "a.csv").write_bytes(b"one")
+    folder = make_folder(drop, after_upload=AfterUpload.ARCHIVE, archive_dir=os.fsencode(other_disk))
+    delivery = delivery_of(drop, "a.csv")
+    place = other_disk / DAY
+    place.mkdir(parents=True)
+    (place / f".pmwatch-copy-{delivery.id}-{delivery.fingerprint.inode}").write_bytes(b"o")
+    location, _ = dispose(delivery, folder)
+    assert list(tree(other_disk)) == [str(Path(os.fsdecode(location)).relative_to(other_disk))]

@@ -1,0 +1,211 @@
+"""SIGKILL at each named failpoint, and a restart: counted by the storage against the writer's own list."""
+
+import hashlib
+import os
+import random
+import re
+import signal
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from pmwatch.failpoints import NAMES
+from pmwatch.model import State
+from pmwatch.sandbox import ObjectRecord, SandboxServer
+from support.daemon import Daemon, folder_toml, table_id
+
+MIB = 1024 * 1024
+TABLE = Path(__file__).resolve().parents[2] / "deploy" / "docs" / "crashes.md"
+LARGE = {0: 3 * MIB + 5, 11: 6 * MIB + 7}  # the first goes alone, then a run of small ones, and again
+FILES = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """Die at a failpoint, at its first or a later time; `before` is where the process before it died."""
+
+    name: str
+    first: int = 1  # among files in order
+    second: int = 1  # where the order does not matter
+    options: dict[str, str] = field(default_factory=dict)
+    before: str = ""
+    elsewhere: bool = False  # the archive is on another file system
+    copies: int = 0  # more than one of a file in the archive
+
+
+ROWS = [
+    Row("after_claim", first=2),
+    Row("after_presign", first=2),
+    Row("mid_body", first=4, second=2),
+    Row("after_last_byte", options={"dedup": '"off"'}),  # or small files are read once before they are sent
+    Row("after_answer", first=5),
+    Row("after_commit", first=2),
+    Row("between_copy_and_unlink", first=3, second=3, elsewhere=True, copies=1),
+    Row("during_archive_rename", first=3, second=3),
+    Row("during_recovery", first=3, before="after_claim:2"),
+]
+
+
+def table() -> dict[str, int]:
+    """Return the PUTs that the table for operators promises, by failpoint."""
+    return {
+        name: int(puts) for name, puts in re.findall(r"^\| `(\w+)` \|[^|]*\| (\d+) \|", TABLE.read_text(), re.MULTILINE)
+    }
+
+
+def test_the_table_has_a_line_for_each_failpoint_and_each_is_tried() -> None:
+    assert list(table()) == list(NAMES)
+    assert {row.name for row in ROWS} == set(NAMES)
+
+
+@pytest.fixture
+def other_file_system(drop: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="pmwatch-test-") as name:
+        if os.stat(name).st_dev == os.stat(drop).st_dev:
+            pytest.fail("the tests run in /dev/shm: set TMPDIR or --basetemp to another file system")
+        yield Path(name)
+
+
+def write_files(drop: Path, chance: random.Random) -> dict[str, str]:
+    """Write large and small files; return their hashes by name."""
+    written = {}
+    for number in range(FILES):
+        name, content = f"{number:03}.csv", chance.randbytes(LARGE.get(number, chance.randrange(1, 30_000)))
+        path = drop / name
+        path.write_bytes(content)
+        os.utime(path, (1_700_000_000 + number, 1_700_000_000 + number))
+        written[name] = hashlib.sha256(content).hexdigest()
+    return written
+
+
+def die_at(daemon: Daemon, failpoint: str) -> None:
+    """Run until the failpoint lets the process die; it must."""
+    daemon.start(wait=False, env={"PMWATCH_FAILPOINT": failpoint})
+    try:
+        code = daemon.wait(20)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{failpoint} was never reached:\n{daemon.log_text()[-4000:]}")
+    assert code == -signal.SIGKILL, daemon.log_text()
+
+
+def puts(sandbox: SandboxServer) -> dict[str, list[int]]:
+    """Return the status of each PUT that the storage saw, by key."""
+    found: dict[str, list[int]] = {}
+    for request in sandbox.requests():
+        if request.method == "PUT":
+            found.setdefault(request.path, []).append(request.status)
+    return found
+
+
+def hashes(directory: Path) -> Counter[str]:
+    """Return how often each content lies below a directory."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return Counter(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+
+
+@pytest.mark.parametrize("order", ["arrival", "none"])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_nothing_is_lost_torn_or_stored_twice(  # noqa: PLR0917  a row of the table and where it is played
+    tmp_path: Path, sandbox: SandboxServer, drop: Path, other_file_system: Path, row: Row, order: str
+) -> None:
+    in_order = order == "arrival"
+    archive = other_file_system if row.elsewhere else tmp_path / "archive"
+    options = {"order": f'"{order}"', "after_upload": '"archive"', "archive_dir": f'"{archive}"'} | row.options
+    written = write_files(drop, random.Random(f"{row.name}{order}"))
+    folder = folder_toml("orders", drop, datatable=table_id(sandbox), **options)
+    with Daemon.for_sandbox(tmp_path, sandbox, folder) as daemon:
+        daemon.defaults = 'settle = "100ms"\nrescan_interval = "1s"'
+        if row.before:
+            die_at(daemon, row.before)
+        die_at(daemon, f"{row.name}:{row.first if in_order else row.second}")
+        assert len(sandbox.objects()) < FILES, "it died after all was over"
+        under_way = {urlsplit(one.presigned_url).path for one in daemon.deliveries() if one.state is State.UPLOADING}
+        daemon.start()
+        daemon.wait_done(FILES)
+        assert len(daemon.deliveries()) == FILES
+    check_storage(sandbox.objects(), written, in_order=in_order)
+    check_puts(puts(sandbox), under_way, table()[row.name], alone=in_order)
+    assert [path.name for path in drop.iterdir() if path.is_file()] == []
+    archived = hashes(archive)
+    assert set(archived) == set(written.values())
+    assert archived.total() == FILES + row.copies
+
+
+def check_puts(seen: dict[str, list[int]], under_way: set[str], promised: int, *, alone: bool) -> None:
+    """See that each key was stored by one PUT, and only what the kill met under way was tried more than once.
+
+    Where the order does not matter, other threads are anywhere when one of them dies.
+    """
+    assert [statuses.count(200) for statuses in seen.values()] == [1] * FILES, seen
+    repeated = {key for key, statuses in seen.items() if len(statuses) > 1}
+    assert repeated <= under_way
+    most = max(map(len, seen.values()))
+    assert most == promised or (most == 2 and not alone), f"not the number of PUTs in {TABLE.name}: {seen}"
+
+
+def check_storage(objects: list[ObjectRecord], written: dict[str, str], *, in_order: bool) -> None:
+    """See that the storage holds exactly what was written, each under one key, PUT once."""
+    assert sorted((record.filename, record.sha256) for record in objects) == sorted(written.items())
+    assert {record.put_count for record in objects} == {1}
+    if in_order:
+        assert [record.filename for record in objects] == sorted(written)
+
+
+# ---- kills at any moment -----------------------------------------------------------------------------------------
+
+KILLS = 20 * int(os.environ.get("PMWATCH_TEST_SCALE", "1"))
+KILLS_A_RUN = 10
+HOWS = ("keep", "archive", "delete")
+
+
+def write_more(drop: Path, chance: random.Random, number: int, written: dict[str, str]) -> None:
+    """Let a few more files land, in place or by rename: small ones, now and then a large one."""
+    for step in range(chance.randrange(2, 8)):
+        name = f"{number:03}-{step}.csv"
+        content = chance.randbytes(chance.choice([50, 3_000, 40_000, 40_000, 5 * MIB]))
+        written[name] = hashlib.sha256(content).hexdigest()
+        if chance.random() < 0.5:
+            (drop / f".{name}.part").write_bytes(content)
+            (drop / f".{name}.part").rename(drop / name)
+        else:
+            (drop / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("number", range(max(1, KILLS // KILLS_A_RUN)))
+def test_kills_at_any_moment_lose_nothing_tear_nothing_and_store_nothing_twice(
+    tmp_path: Path, sandbox: SandboxServer, drop: Path, number: int
+) -> None:
+    chance = random.Random(number)
+    order, after = ("arrival", "none")[number % 2], HOWS[number % 3]
+    archive = tmp_path / "archive"
+    options = {"order": f'"{order}"', "after_upload": f'"{after}"', "archive_dir": f'"{archive}"'}
+    written: dict[str, str] = {}
+    folder = folder_toml("orders", drop, datatable=table_id(sandbox), **options)
+    with Daemon.for_sandbox(tmp_path, sandbox, folder) as daemon:
+        daemon.defaults = 'settle = "100ms"\nrescan_interval = "1s"'
+        allowed: Counter[str] = Counter()
+        for kill in range(KILLS_A_RUN):
+            daemon.start(wait=False)
+            write_more(drop, chance, kill, written)
+            with pytest.raises(subprocess.TimeoutExpired):
+                daemon.wait(chance.uniform(0.4, 2.0))  # a restart takes the first half second of it
+            daemon.kill()
+            allowed.update(urlsplit(one.presigned_url).path for one in daemon.deliveries() if one.presigned_url)
+        daemon.start()
+        daemon.wait_done(len(written))
+        assert daemon.stop() == 0
+        counted = Counter((one.state, one.outcome) for one in daemon.deliveries())
+        assert counted == {(State.DONE, "uploaded"): len(written)}
+    check_storage(sandbox.objects(), written, in_order=False)
+    for key, statuses in puts(sandbox).items():
+        assert statuses.count(200) == 1, (key, statuses)
+        assert len(statuses) <= 1 + allowed[key], f"{key} was tried {len(statuses)} times after {allowed[key]} kills"
+    if after != "delete":
+        where = archive if after == "archive" else drop
+        assert {name for name, count in hashes(where).items() if count} == set(written.values())

@@ -214,7 +214,7 @@ class Delivery:
     first_failed_at: float
     uploaded_at: float
     finished_at: float
-    presigned_url: str
+    presigned_url: str = field(repr=False)  # a secret until it expires
     duplicate_of: int
     previous_id: int
     location: bytes

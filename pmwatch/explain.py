@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from pmwatch.errors import SourceError
-from pmwatch.files import look, open_regular
+from pmwatch.files import look, open_regular, why_unseen
 from pmwatch.formats import check
 from pmwatch.intake.evidence import marked, no_writer, renamed_into_place
 from pmwatch.intake.rules import Rules
@@ -102,6 +102,9 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
         said = [f"Seen {age} ago; it may still be written.", f"It waits for {candidate.waits_for}."]
         return "settling", said + _evidence(folder, below, candidate.fingerprint, renamed=candidate.renamed)
     newest = history[0] if history else None
+    unseen = why_unseen(folder.root, below) if st is None and newest is None else ""
+    if unseen:
+        return "unreadable", [f"Nobody can tell: {unseen}.", "Give pmwatch's user access to the directories above it."]
     if st is None and newest is None:
         return "absent", ["It is not there, and the ledger never saw it."]
     if newest is not None and (st is None or newest.fingerprint.same_content_as(Fingerprint.of(st))):

@@ -58,6 +58,20 @@ def look(root: bytes, path: bytes) -> os.stat_result | None:
         return None
 
 
+def why_unseen(root: bytes, path: bytes) -> str:
+    """Say why nobody can tell what lies at `path` below `root`; empty where that is known, were it nothing."""
+    try:
+        with parent_directory(root, path) as (directory, name):
+            os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except (SourceVanished, *_GONE):
+        return ""
+    except SourceUnreadable as error:
+        return error.message
+    except OSError as error:
+        return error.strerror or ""
+    return ""
+
+
 def _open(name: bytes, flags: int, directory: int | None, path: bytes) -> int:
     try:
         return os.open(name, flags, dir_fd=directory)

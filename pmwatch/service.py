@@ -677,7 +677,7 @@ class Service:
 
     def _health(self) -> list[str]:
         """Return what is wrong with the process itself: threads that make no turns."""
-        wrong = [f"thread {name} makes no turns" for name in self._late()]
+        wrong = [_late_thread(name) for name in self._late()]
         if self._web is not None and self._phase is Phase.RUNNING and not self._web.alive:
             wrong.append("the web server ended")
         return wrong
@@ -685,6 +685,13 @@ class Service:
     def _unready(self) -> list[str]:
         """Return what is not ready yet: folders whose watch was not tried."""
         return [f"folder {name} is not watched yet" for name, r in list(self._intakes.items()) if not r.intake.ready]
+
+
+def _late_thread(name: str) -> str:
+    if name.startswith("intake-"):
+        folder = name.removeprefix("intake-").rpartition("-")[0]
+        return f"folder {folder} hangs: does the file system that it lies on answer?"
+    return f"thread {name} makes no turns"
 
 
 def _http(settings: Settings, timeouts: Timeouts) -> Http:

@@ -103,6 +103,7 @@ class FolderIntake:
         self._polled = ""  # why there is no watch, where there is to be none
         self._started_at_ns = int(wall() * 1e9)
         self._old = 0  # news of the first scan that are older than the start
+        self._unannounced = 0  # news of the running scan of which no event is on its way
         self._first_batch = 0.0
         self._rescan_seconds = folder.rescan_seconds
         self._watch: Watch | None = None
@@ -216,8 +217,9 @@ class FolderIntake:
             for candidate in self._settler.candidates():
                 if marker_of(candidate.path, self.folder.completeness.marker) in markers:
                     self._look(candidate.path)
-        for directory in hints.directories:
-            self._see(scan(self.folder.root, self.rules, below=directory, problem=_ignore), self._monotonic())
+        for directory in _outermost(hints.directories):
+            found = scan(self.folder.root, self.rules, below=directory, problem=_ignore, beat=self._beat)
+            self._see(found, self._monotonic())
 
     def _look(self, path: bytes, *, renamed: bool = False) -> None:
         st = look(self.folder.root, path)
@@ -265,12 +267,14 @@ class FolderIntake:
                 continue
             is_news = found.path not in self._settler and self._batches.candidate(found.path) is None
             news += is_news
+            self._unannounced += is_news and not self.inbox.holds(found.path)
             self._old += is_news and not self._scans_answered and seen.mtime_ns < self._started_at_ns
             self._saw(found.path, seen, batch=batch)
         return news
 
     def _scan(self) -> None:
         started, asked = self._monotonic(), self._scans_asked
+        self._unannounced = 0
         if not self._scans_answered:
             self._old, self._first_batch = 0, started
         ignored: Counter[str] = Counter()
@@ -281,7 +285,7 @@ class FolderIntake:
                 ignored[reason.partition(":")[0]] += 1
 
         try:
-            news = self._see(scan(self.folder.root, self.rules, problem=problem), started)
+            news = self._see(scan(self.folder.root, self.rules, problem=problem, beat=self._beat), started)
         except FolderDown as error:
             self._set_problem(error)
             self._next_check = started + self._retry
@@ -290,7 +294,7 @@ class FolderIntake:
             self._next_scan = started + self._retry  # nothing was entered; the next scan finds it all again
             raise
         self._ignored = ignored
-        missed = news if self._scans_answered and self._watch is not None else 0
+        missed = self._unannounced if self._scans_answered and self._watch is not None else 0
         self._scans_answered = asked
         ended = self._monotonic()
         self._next_scan = ended + max(self._seconds_to_next_scan(missed=missed), 2 * (ended - started))
@@ -409,6 +413,19 @@ class FolderIntake:
     def close(self) -> None:
         """Stop watching."""
         self._disarm()
+
+
+def _outermost(directories: set[bytes]) -> list[bytes]:
+    """Return those that lie below no other of them: a scan takes in all that is below."""
+
+    def is_below_another(directory: bytes) -> bool:
+        while b"/" in directory:
+            directory = directory.rpartition(b"/")[0]
+            if directory in directories:
+                return True
+        return False
+
+    return sorted(directory for directory in directories if not is_below_another(directory))
 
 
 def _ignore(_path: bytes, _reason: str) -> None:

@@ -51,6 +51,11 @@ class Inbox:
             self._hints.rescan = True
         self._filled.set()
 
+    def holds(self, path: bytes) -> bool:
+        """Tell whether a hint at `path` waits to be taken."""
+        with self._lock:
+            return path in self._hints.paths
+
     def wake(self) -> None:
         """End a running `take` early."""
         self._filled.set()

@@ -56,15 +56,18 @@ def _down(root: bytes, error: OSError) -> FolderDown:
     )
 
 
-def scan(root: bytes, rules: Rules, *, below: bytes = b"", problem: Problem) -> Iterator[Found]:
+def scan(
+    root: bytes, rules: Rules, *, below: bytes = b"", problem: Problem, beat: Callable[[], None] = lambda: None
+) -> Iterator[Found]:
     """Yield every wanted regular file below `root` (or below its sub-directory `below`).
 
-    `problem` is told of every other one, with the reason. Raises FolderDown where the root cannot be read;
-    a sub-directory that cannot be is a problem of its own.
+    `problem` is told of every other one, with the reason; `beat` is called for each directory. Raises FolderDown
+    where the root cannot be read; a sub-directory that cannot be is a problem of its own.
     """
     waiting = [below]
     while waiting:
         directory = waiting.pop()
+        beat()
         for path, entry in _entries(root, directory, problem):
             try:
                 if entry.is_dir(follow_symlinks=False):
@@ -87,20 +90,20 @@ def scan(root: bytes, rules: Rules, *, below: bytes = b"", problem: Problem) -> 
 
 def _entries(root: bytes, directory: bytes, problem: Problem) -> Iterator[tuple[bytes, "os.DirEntry[str]"]]:
     """Yield path and entry of what lies in one directory, opened without following a link below the root."""
+    fd = -1
     try:
         fd = _open_directory(root, directory)
-    except OSError as error:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                yield os.path.join(directory, os.fsencode(entry.name)), entry
+    except OSError as error:  # also in the middle of reading, where a server went away
         if not directory:
             raise _down(root, error) from None
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             problem(directory, f"a directory that cannot be read: {error.strerror}")
-        return
-    try:
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                yield os.path.join(directory, os.fsencode(entry.name)), entry
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def _open_directory(root: bytes, directory: bytes) -> int:

@@ -86,21 +86,26 @@ class Daemon:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
             Path(address).unlink(missing_ok=True)
             listener.bind(address)
-            listener.settimeout(PATIENCE_SECONDS)
+            listener.settimeout(0.5)
+            deadline = time.monotonic() + PATIENCE_SECONDS
             command = [sys.executable, "-m", "pmwatch", "run", "--config", str(self.config), *arguments]
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
                     command, stderr=log, env={**os.environ, "NOTIFY_SOCKET": address, **(env or {})}
                 )
             while wait and not any("READY=1" in text for text in self.notifications):
-                self.notifications.append(self._receive(listener))
+                self.notifications.append(self._receive(listener, deadline))
         return self
 
-    def _receive(self, listener: socket.socket) -> str:
-        try:
-            return listener.recv(4096).decode()
-        except TimeoutError:
-            raise AssertionError(f"never READY:\n{self.log_text()}") from None
+    def _receive(self, listener: socket.socket, deadline: float) -> str:
+        """Return the next notification; fail at once where the process has ended."""
+        while True:
+            try:
+                return listener.recv(4096).decode()
+            except TimeoutError:
+                ended = self.process is None or self.process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    raise AssertionError(f"never READY:\n{self.log_text()}") from None
 
     def __enter__(self) -> Self:
         return self

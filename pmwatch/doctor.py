@@ -76,7 +76,7 @@ def check_tenant(tenant: Tenant, *, keys: KeyRing, http: Http, base_url: str) ->
     """Ask the API for the tenant with its key."""
     what = f"tenant {tenant.name}"
     try:
-        found = Client(keys.key(tenant.name), base_url=base_url, http=http).tenant(tenant.id)
+        found = Client(keys.key(tenant.name), base_url=base_url, http=http, retries=False).tenant(tenant.id)
     except KeyUnavailable as error:
         return Finding(Level.ERROR, what, error.message, error.hint)
     except PmwatchError as error:
@@ -91,7 +91,9 @@ def check_target(folder: Folder, tenant: Tenant, *, keys: KeyRing, http: Http, b
     """Resolve the datatable that a folder names."""
     what = f"folder {folder.name}"
     try:
-        found = resolve(Client(keys.key(tenant.name), base_url=base_url, http=http), tenant.id, folder.target)
+        found = resolve(
+            Client(keys.key(tenant.name), base_url=base_url, http=http, retries=False), tenant.id, folder.target
+        )
     except PmwatchError as error:
         return Finding(Level.ERROR, what, error.message, error.hint)
     return Finding(Level.OK, what, f"{folder.target} is datatable {found.datatable_id}")

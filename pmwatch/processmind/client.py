@@ -4,8 +4,9 @@ Source of paths, fields and answers: ProcessMind's "API calls" and "API referenc
 """
 
 import json
+import random
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Any, Final, Self, TypeVar, cast
 from urllib.parse import quote, urlencode
@@ -24,22 +25,54 @@ from pmwatch.errors import (
     Unreachable,
 )
 from pmwatch.processmind.http import Http, http_date
-from pmwatch.processmind.models import Dataset, Datatable, TenantInfo
+from pmwatch.processmind.models import (
+    Dataset,
+    Datatable,
+    Mapping,
+    Organization,
+    Process,
+    Statistics,
+    Success,
+    TenantInfo,
+    User,
+)
 
 DEFAULT_BASE_URL: Final = "https://api.processmind.com"
 _T = TypeVar("_T")
+Fields = dict[str, Any]
+_PAUSES_SECONDS: Final = (0.3, 1.0, 3.0)
+_LONGEST_RETRY_SECONDS: Final = 10.0
+_WRITING: Final = ("POST", "PUT", "DELETE")  # whose answers may be empty
 _LONGEST_MESSAGE: Final = 300
 _LONGEST_WAIT_SECONDS: Final = 3600.0
 
 
 class Client:
-    """ProcessMind's API with one key.
+    """ProcessMind's API with one key; safe to use from many threads.
 
-    >>> client = Client("my-api-key")                                     # doctest: +SKIP
-    >>> [table.display_name for table in client.datatables("tenant-123")]  # doctest: +SKIP
+    What only reads is tried again a few times where the service has trouble, unless `retries` is False; what
+    writes never is. Every method raises the errors below `RemoteError`: KeyRejected, DestinationUnknown (404),
+    Rejected (400 and the like), Throttled, ServerFault, Unreachable, AnswerLost, each with status, request id and hint.
+
+    >>> with Client("my-api-key") as client:                               # doctest: +SKIP
+    ...     for dataset in client.datasets("tenant-123"):
+    ...         print(dataset.display_name, dataset.datatable_count)
+    >>> process = client.create_process("tenant-123", "Order to cash")     # doctest: +SKIP
+    >>> client.upload_bpmn("tenant-123", process.id, open("o2c.bpmn").read())  # doctest: +SKIP
+    >>> client.create_mapping("tenant-123", process.id, "table-456", display_name="Orders")  # doctest: +SKIP
     """
 
-    def __init__(self, api_key: str, *, base_url: str = DEFAULT_BASE_URL, http: Http | None = None) -> None:
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        base_url: str = DEFAULT_BASE_URL,
+        http: Http | None = None,
+        retries: bool = True,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._retries = retries
+        self._sleep = sleep
         self._key = api_key
         self._base = base_url.rstrip("/")
         self._own_http = http is None
@@ -56,9 +89,59 @@ class Client:
         if self._own_http:
             self._http.close()
 
+    # ---- tenants ------------------------------------------------------------------------------------------
+
     def tenant(self, tenant_id: str) -> TenantInfo:
         """Return a tenant (`getTenant`)."""
         return self._get(TenantInfo, "tenant", tenant_id)
+
+    def update_tenant(self, tenant_id: str, *, display_name: str) -> TenantInfo:
+        """Give a tenant another name (`updateTenant`)."""
+        return self._send(TenantInfo, "PUT", ("tenant", tenant_id), {"displayName": display_name})
+
+    def tenant_statistics(self, tenant_id: str) -> Statistics:
+        """Return numbers about a tenant (`getTenantStatistics`)."""
+        return self._get(Statistics, "tenant", tenant_id, "statistics")
+
+    # ---- users of a tenant --------------------------------------------------------------------------------
+
+    def users(self, tenant_id: str) -> list[User]:
+        """Return the users of a tenant (`getTenantUsers`)."""
+        return self._get(list[User], "tenant", tenant_id, "users")
+
+    def add_user(
+        self,
+        tenant_id: str,
+        email: str,
+        *,
+        first_name: str = "",
+        last_name: str = "",
+        active: bool = True,
+        admin: bool = False,
+        developer: bool = False,
+        send_invitation: bool | None = None,
+    ) -> User:
+        """Add a user to a tenant (`addTenantUser`); `send_invitation` as the service thinks where it is None."""
+        body: dict[str, Any] = {"email": email, "firstName": first_name, "lastName": last_name}
+        body |= _tenant_flags(active=active, admin=admin, developer=developer)
+        if send_invitation is not None:
+            body["sendInvitationEmail"] = send_invitation
+        return self._send(User, "POST", ("tenant", tenant_id, "users"), body)
+
+    def update_user(
+        self, tenant_id: str, user_id: str, *, active: bool = True, admin: bool = False, developer: bool = False
+    ) -> User:
+        """Say what a user may do in a tenant (`updateTenantUser`)."""
+        body = {"userId": user_id, "tenantId": tenant_id}
+        flags = _tenant_flags(active=active, admin=admin, developer=developer)
+        return self._send(User, "PUT", ("tenant", tenant_id, "users"), body | flags)
+
+    def remove_user(self, tenant_id: str, user_id: str) -> Success:
+        """Take a user out of a tenant (`removeTenantUser`)."""
+        body = {"userId": user_id, "tenantId": tenant_id}
+        return self._send(Success, "DELETE", ("tenant", tenant_id, "users"), body)
+
+    # ---- datasets and datatables --------------------------------------------------------------------------
 
     def datasets(self, tenant_id: str) -> list[Dataset]:
         """Return the datasets of a tenant (`getDatasets`)."""
@@ -68,6 +151,17 @@ class Client:
         """Return one dataset with its datatables (`getDataset`)."""
         return self._get(Dataset, "tenant", tenant_id, "datasets", dataset_id)
 
+    def create_dataset(
+        self, tenant_id: str, display_name: str, *, parent_id: str | None = None, group: bool = False
+    ) -> Dataset:
+        """Create a dataset, or with `group` a group of them (`createDataset`)."""
+        body = _tree_node(display_name, parent_id, "TreeGroup" if group else "Dataset")
+        return self._send(Dataset, "POST", ("tenant", tenant_id, "datasets"), body)
+
+    def delete_dataset(self, tenant_id: str, dataset_id: str) -> Success:
+        """Delete a dataset with its datatables (`deleteDataset`)."""
+        return self._send(Success, "DELETE", ("tenant", tenant_id, "datasets", dataset_id), None)
+
     def datatables(self, tenant_id: str) -> list[Datatable]:
         """Return all datatables of a tenant (`getDatatables`)."""
         return self._get(list[Datatable], "tenant", tenant_id, "datatables")
@@ -76,34 +170,145 @@ class Client:
         """Return one datatable (`getDatatable`); its path says `datatable`, singular."""
         return self._get(Datatable, "tenant", tenant_id, "datatable", datatable_id)
 
-    def create_dataset(self, tenant_id: str, display_name: str) -> Dataset:
-        """Create a dataset (`createDataset`)."""
-        body = {"displayName": display_name, "treeParentId": None, "treeNodeType": "Dataset"}
-        return self._call(Dataset, "POST", ("tenant", tenant_id, "datasets"), body=body)
-
     def create_datatable(self, tenant_id: str, dataset_id: str, display_name: str) -> Datatable:
         """Create a datatable in a dataset (`createDatatable`)."""
         path = ("tenant", tenant_id, "datasets", dataset_id, "datatables")
-        return self._call(Datatable, "POST", path, body={"displayName": display_name})
+        return self._send(Datatable, "POST", path, {"displayName": display_name})
+
+    # ---- processes and mappings ---------------------------------------------------------------------------
+
+    def processes(self, tenant_id: str) -> list[Process]:
+        """Return the processes of a tenant (`getProcesses`)."""
+        return self._get(list[Process], "tenant", tenant_id, "processes")
+
+    def process(self, tenant_id: str, process_id: str) -> Process:
+        """Return one process (`getProcess`)."""
+        return self._get(Process, "tenant", tenant_id, "processes", process_id)
+
+    def create_process(
+        self, tenant_id: str, display_name: str, *, parent_id: str | None = None, group: bool = False
+    ) -> Process:
+        """Create a process, or with `group` a group of them (`createProcess`)."""
+        body = _tree_node(display_name, parent_id, "TreeGroup" if group else "Process")
+        return self._send(Process, "POST", ("tenant", tenant_id, "processes"), body)
+
+    def update_process(
+        self, tenant_id: str, process_id: str, *, display_name: str, parent_id: str | None = None
+    ) -> Process:
+        """Give a process another name and place in the tree (`updateProcess`)."""
+        body = {"displayName": display_name, "treeParentId": parent_id}
+        return self._send(Process, "PUT", ("tenant", tenant_id, "processes", process_id), body)
+
+    def delete_process(self, tenant_id: str, process_id: str) -> Success:
+        """Delete a process (`deleteProcess`)."""
+        return self._send(Success, "DELETE", ("tenant", tenant_id, "processes", process_id), None)
+
+    def upload_bpmn(self, tenant_id: str, process_id: str, bpmn_xml: str) -> Success:
+        """Give a process its BPMN 2.0 model, as the text of an XML document (`uploadBpmn`)."""
+        path = ("tenant", tenant_id, "processes", process_id, "bpmn")
+        return self._send(Success, "PUT", path, {"bpmnXml": bpmn_xml})
+
+    def mappings(self, tenant_id: str, process_id: str) -> list[Mapping]:
+        """Return the mappings of a process (`getProcessMappings`)."""
+        return self._get(list[Mapping], "tenant", tenant_id, "processes", process_id, "mappings")
+
+    def create_mapping(
+        self,
+        tenant_id: str,
+        process_id: str,
+        datatable_id: str,
+        *,
+        display_name: str,
+        color: str = "data-1",
+        show_by_default: bool = True,
+    ) -> Mapping:
+        """Connect a process, which must have a BPMN model, with a datatable (`createProcessMapping`).
+
+        `color` is one of `data-1` to `data-8`.
+        """
+        body = {"dataTableId": datatable_id, **_mapping(display_name, color, show_by_default=show_by_default)}
+        return self._send(Mapping, "POST", ("tenant", tenant_id, "processes", process_id, "mappings"), body)
+
+    def update_mapping(
+        self,
+        tenant_id: str,
+        process_id: str,
+        mapping_id: str,
+        *,
+        display_name: str,
+        color: str = "data-1",
+        show_by_default: bool = True,
+    ) -> Mapping:
+        """Give a mapping another name and colour (`updateProcessMapping`)."""
+        path = ("tenant", tenant_id, "processes", process_id, "mappings", mapping_id)
+        return self._send(Mapping, "PUT", path, _mapping(display_name, color, show_by_default=show_by_default))
+
+    def delete_mapping(self, tenant_id: str, process_id: str, mapping_id: str) -> Success:
+        """Delete a mapping (`deleteProcessMapping`)."""
+        path = ("tenant", tenant_id, "processes", process_id, "mappings", mapping_id)
+        return self._send(Success, "DELETE", path, None)
+
+    # ---- the organisation ---------------------------------------------------------------------------------
+
+    def organization(self, tenant_id: str) -> Organization:
+        """Return the organisation that a tenant belongs to (`getOrganization`)."""
+        return self._get(Organization, "tenant", tenant_id, "organization")
+
+    def organization_statistics(self, tenant_id: str) -> Statistics:
+        """Return numbers about the organisation (`getOrganizationStatistics`)."""
+        return self._get(Statistics, "tenant", tenant_id, "organization", "statistics")
+
+    def organization_tenants(self, tenant_id: str) -> list[TenantInfo]:
+        """Return the tenants of the organisation (`getOrganizationTenants`)."""
+        return self._get(list[TenantInfo], "tenant", tenant_id, "organization", "tenants")
+
+    def create_organization_tenant(self, tenant_id: str, short_name: str, *, display_name: str) -> TenantInfo:
+        """Create a tenant in the organisation (`createOrganizationTenant`)."""
+        body = {"shortName": short_name, "displayName": display_name}
+        return self._send(TenantInfo, "POST", ("tenant", tenant_id, "organization", "tenants"), body)
+
+    def delete_organization_tenant(self, tenant_id: str, target_id: str) -> Success:
+        """Delete a tenant of the organisation, with all that is in it (`deleteOrganizationTenant`)."""
+        return self._send(Success, "DELETE", ("tenant", tenant_id, "organization", "tenants", target_id), None)
+
+    def organization_users(self, tenant_id: str) -> list[User]:
+        """Return the users of the organisation (`getOrganizationUsers`)."""
+        return self._get(list[User], "tenant", tenant_id, "organization", "users")
+
+    def update_organization_user(
+        self, tenant_id: str, user_id: str, *, active: bool = True, admin: bool = False
+    ) -> User:
+        """Say what a user may do in the organisation (`updateOrganizationUser`)."""
+        body = {"userId": user_id, "isActiveInOrganization": active, "isAdminInOrganization": admin}
+        return self._send(User, "PUT", ("tenant", tenant_id, "organization", "users"), body)
+
+    def remove_organization_user(self, tenant_id: str, user_id: str) -> Success:
+        """Take a user out of the organisation (`removeOrganizationUser`)."""
+        return self._send(Success, "DELETE", ("tenant", tenant_id, "organization", "users"), {"userId": user_id})
+
+    # ---- uploads ------------------------------------------------------------------------------------------
 
     def presigned_upload_url(
         self,
         tenant_id: str,
         datatable_id: str,
         *,
-        dataset_id: str,
-        filename: str,
-        size: int,
-        mtime_ms: int,
+        dataset_id: str = "",
+        filename: str = "",
+        size: int = 0,
+        mtime_ms: int = 0,
         valid_seconds: int | None = None,
     ) -> str:
         """Return a URL for one PUT (`getPresignedUploadUrl`). It is a bearer secret until it expires.
 
         `size` is in bytes, `mtime_ms` in milliseconds since the epoch; `valid_seconds` is the service's
-        choice where it is None. Raises ServerFault where the answer holds no URL.
+        choice where it is None. Without a dataset and a file name it is the older form of the call, which tells
+        nothing. Raises ServerFault where the answer holds no URL.
         """
-        query = {"datasetid": dataset_id, "filename": filename, "filesize": str(size)}
-        query["filelastmodified"] = str(mtime_ms)
+        query: dict[str, str] = {}
+        if dataset_id or filename:
+            query = {"datasetid": dataset_id, "filename": filename, "filesize": str(size)}
+            query["filelastmodified"] = str(mtime_ms)
         if valid_seconds is not None:
             query["validforseconds"] = str(valid_seconds)
         path = ("tenant", tenant_id, "datatable", datatable_id, "uploads", "presignedurl")
@@ -114,7 +319,21 @@ class Client:
         return url
 
     def _get(self, shape: type[_T], *path: str) -> _T:
-        return self._call(shape, "GET", path)
+        """Read, and try again a few times where the service has trouble: reading harms nothing."""
+        for pause in (*_PAUSES_SECONDS, None):
+            try:
+                return self._call(shape, "GET", path)
+            except (Throttled, ServerFault, Unreachable) as error:
+                if pause is None or self._retries is False or error.reason in ("bad_answer", "bad_url", "tls"):
+                    raise
+                wait = error.retry_after or pause * (0.5 + random.random())  # noqa: S311  jitter is no secret
+                if wait > _LONGEST_RETRY_SECONDS:
+                    raise
+                self._sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def _send(self, shape: type[_T], method: str, path: tuple[str, ...], body: Fields | None) -> _T:
+        return self._call(shape, method, path, body=body)
 
     def _call(
         self,
@@ -122,8 +341,8 @@ class Client:
         method: str,
         path: tuple[str, ...],
         *,
-        query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
+        query: dict[str, str] | None = None,
+        body: Fields | None = None,
     ) -> _T:
         url = "/".join((self._base, *(_segment(part) for part in path)))
         headers = {"x-api-key": self._key, "accept": "application/json"}
@@ -146,7 +365,21 @@ class Client:
             raise Unreachable(error.message, hint=error.hint) from None  # reading again harms nothing
         if not response.is_success:
             raise api_error(response, secret=self._key)
+        if method in _WRITING and not response.content.strip():
+            return cast("_T", _adapter(cast("Hashable", shape)).validate_python({"id": ""}))
         return _parse(shape, response)
+
+
+def _tree_node(display_name: str, parent_id: str | None, node_type: str) -> Fields:
+    return {"displayName": display_name, "treeParentId": parent_id, "treeNodeType": node_type}
+
+
+def _tenant_flags(*, active: bool, admin: bool, developer: bool) -> Fields:
+    return {"isActiveInTenant": active, "isAdminInTenant": admin, "isDeveloperInTenant": developer}
+
+
+def _mapping(display_name: str, color: str, *, show_by_default: bool) -> Fields:
+    return {"displayName": display_name, "color": {"id": color}, "showByDefault": show_by_default}
 
 
 def _segment(text: str) -> str:

@@ -6,15 +6,15 @@ to what becomes JSON; to add one, write the function and its row.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pmwatch.sandbox import people, processes
+from pmwatch.sandbox.calls import NAME, PARENT, Call, Field, Operation
 from pmwatch.sandbox.sigv4 import MAX_EXPIRES_SECONDS
 from pmwatch.sandbox.state import Dataset, Datatable, Sandbox, Tenant
 from pmwatch.sandbox.storage import MAX_OBJECT_BYTES, presigned_url
@@ -23,56 +23,31 @@ _UPLOAD_FIELDS = ("datasetid", "filename", "filesize", "filelastmodified")
 _NODE_TYPES = ("Dataset", "TreeGroup")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One authorised call."""
-
-    sandbox: Sandbox
-    tenant: Tenant
-    request: Request
-
-    async def body(self) -> dict[str, Any]:
-        """Return the JSON object that was sent; HTTPException 400 when it is none."""
-        try:
-            value = await self.request.json()
-        except ValueError as error:
-            raise HTTPException(400, "The body is not JSON") from error
-        if not isinstance(value, dict):
-            raise HTTPException(400, "The body must be a JSON object")
-        return value
-
-    def dataset(self) -> Dataset:
-        """Return the dataset that the path names; HTTPException 404 when there is none."""
-        dataset = self.tenant.dataset(self.request.path_params["dataset"])
-        if dataset is None:
-            raise HTTPException(404, "Dataset not found")
-        return dataset
-
-    def datatable(self) -> tuple[Dataset, Datatable]:
-        """Return the datatable that the path names and its dataset; HTTPException 404 when there is none."""
-        found = self.tenant.datatable(self.request.path_params["datatable"])
-        if found is None:
-            raise HTTPException(404, "Datatable not found")
-        return found
-
-
-Handler = Callable[[Call], Awaitable[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One row of the API's table."""
-
-    method: str
-    path: str
-    handler: Handler
-    status: int = 200
-
-
 async def get_tenant(call: Call) -> dict[str, Any]:
     """`getTenant`."""
     tenant = call.tenant
     return {"id": tenant.id, "displayName": tenant.name, "createdAt": tenant.created_at}
+
+
+async def update_tenant(call: Call) -> dict[str, Any]:
+    """`updateTenant`."""
+    body = await call.body()
+    with call.sandbox.changing():
+        call.tenant.name = body["displayName"]
+    return await get_tenant(call)
+
+
+async def get_tenant_statistics(call: Call) -> dict[str, Any]:
+    """`getTenantStatistics`."""
+    tables = [datatable for dataset in call.tenant.datasets for datatable in dataset.datatables]
+    rows = [(await _datatable_json(call.sandbox, datatable))["rowCount"] or 0 for datatable in tables]
+    return {
+        "datasetCount": len(call.tenant.datasets),
+        "datatableCount": len(tables),
+        "rowCount": sum(rows),
+        "processCount": len(call.tenant.processes),
+        "userCount": len(call.tenant.users),
+    }
 
 
 async def get_datasets(call: Call) -> list[dict[str, Any]]:
@@ -83,14 +58,8 @@ async def get_datasets(call: Call) -> list[dict[str, Any]]:
 async def create_dataset(call: Call) -> dict[str, Any]:
     """`createDataset`."""
     body = await call.body()
-    node_type = body.get("treeNodeType", "Dataset")
-    if node_type not in _NODE_TYPES:
-        raise HTTPException(400, f"treeNodeType must be one of {', '.join(_NODE_TYPES)}")
-    parent = body.get("treeParentId")
-    if parent is not None and not isinstance(parent, str):
-        raise HTTPException(400, "treeParentId must be a string")
     dataset = call.sandbox.add_dataset(
-        call.tenant, _display_name(body), tree_parent_id=parent, tree_node_type=node_type
+        call.tenant, body["displayName"], tree_parent_id=body["treeParentId"], tree_node_type=body["treeNodeType"]
     )
     return _dataset_json(dataset)
 
@@ -113,7 +82,7 @@ async def create_datatable(call: Call) -> dict[str, Any]:
     dataset = call.dataset()
     if dataset.tree_node_type != "Dataset":
         raise HTTPException(400, "A tree group holds no datatables")
-    datatable = call.sandbox.add_datatable(dataset, _display_name(await call.body()))
+    datatable = call.sandbox.add_datatable(dataset, (await call.body())["displayName"])
     return {**await _datatable_json(call.sandbox, datatable), "datasetId": dataset.id}
 
 
@@ -143,16 +112,37 @@ async def get_presigned_upload_url(call: Call) -> dict[str, str]:
     return {"PreSignedUploadUrl": url}
 
 
-OPERATIONS = (
-    Operation("GET", "/tenant/{tenant}", get_tenant),
-    Operation("GET", "/tenant/{tenant}/datasets", get_datasets),
-    Operation("POST", "/tenant/{tenant}/datasets", create_dataset, status=201),
-    Operation("GET", "/tenant/{tenant}/datasets/{dataset}", get_dataset),
-    Operation("DELETE", "/tenant/{tenant}/datasets/{dataset}", delete_dataset),
-    Operation("POST", "/tenant/{tenant}/datasets/{dataset}/datatables", create_datatable, status=201),
-    Operation("GET", "/tenant/{tenant}/datatables", get_datatables),
-    Operation("GET", "/tenant/{tenant}/datatable/{datatable}", get_datatable),
-    Operation("GET", "/tenant/{tenant}/datatable/{datatable}/uploads/presignedurl", get_presigned_upload_url),
+_T: Final = "/tenant/{tenant}"
+_NUMBER: Final = {"type": "string", "pattern": "^[0-9]{1,18}$"}
+_PRESIGN_QUERY: Final = {
+    "datasetid": {"type": "string"},
+    "filename": {"type": "string"},
+    "filesize": _NUMBER,
+    "filelastmodified": _NUMBER,
+    "validforseconds": _NUMBER,
+}
+_NEW_DATASET: Final = {
+    "displayName": NAME,
+    "treeParentId": PARENT,
+    "treeNodeType": Field(choices=_NODE_TYPES, default="Dataset"),
+}
+_PRESIGN: Final = f"{_T}/datatable/{{datatable}}/uploads/presignedurl"
+OPERATIONS: Final = (
+    Operation("getTenant", "GET", _T, get_tenant),
+    Operation("updateTenant", "PUT", _T, update_tenant, body={"displayName": NAME}),
+    Operation("getTenantStatistics", "GET", f"{_T}/statistics", get_tenant_statistics),
+    Operation("getDatasets", "GET", f"{_T}/datasets", get_datasets),
+    Operation("createDataset", "POST", f"{_T}/datasets", create_dataset, 201, _NEW_DATASET),
+    Operation("getDataset", "GET", f"{_T}/datasets/{{dataset}}", get_dataset),
+    Operation("deleteDataset", "DELETE", f"{_T}/datasets/{{dataset}}", delete_dataset),
+    Operation(
+        "createDatatable", "POST", f"{_T}/datasets/{{dataset}}/datatables", create_datatable, 201, {"displayName": NAME}
+    ),
+    Operation("getDatatables", "GET", f"{_T}/datatables", get_datatables),
+    Operation("getDatatable", "GET", f"{_T}/datatable/{{datatable}}", get_datatable),
+    Operation("getPresignedUploadUrl", "GET", _PRESIGN, get_presigned_upload_url, query=_PRESIGN_QUERY),
+    *people.OPERATIONS,
+    *processes.OPERATIONS,
 )
 
 
@@ -164,7 +154,7 @@ def api_routes(sandbox: Sandbox) -> list[Route]:
 def _route(sandbox: Sandbox, operation: Operation) -> Route:
     async def endpoint(request: Request) -> Response:
         tenant = _authorise(sandbox, request)
-        value = await operation.handler(Call(sandbox, tenant, request))
+        value = await operation.handler(Call(sandbox, tenant, request, operation.body))
         return JSONResponse(value, status_code=operation.status)
 
     return Route(operation.path, endpoint, methods=[operation.method])
@@ -216,13 +206,6 @@ def _whole_number(request: Request, name: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise HTTPException(400, f"{name} must be a whole number")
     return int(text)
-
-
-def _display_name(body: dict[str, Any]) -> str:
-    name = body.get("displayName")
-    if not isinstance(name, str) or not name.strip():
-        raise HTTPException(400, "displayName is required")
-    return name
 
 
 def _dataset_json(dataset: Dataset) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pmwatch.sandbox.api import api_routes
+from pmwatch import __version__
+from pmwatch.sandbox.api import OPERATIONS, api_routes
 from pmwatch.sandbox.faults import Fault
+from pmwatch.sandbox.openapi import openapi
 from pmwatch.sandbox.state import Sandbox
 from pmwatch.sandbox.storage import STORE_PATH, StorageApp
 from pmwatch.sandbox.store import ObjectRecord, RequestRecord
@@ -153,6 +155,7 @@ def _control_routes(sandbox: Sandbox) -> list[Route]:
         Route("/", control.index),
         Route("/sandbox/health", control.health),
         Route("/sandbox/objects", control.objects),
+        Route("/sandbox/openapi.json", control.openapi),
         Route("/sandbox/requests", control.requests),
         Route("/sandbox/faults", control.list_faults, methods=["GET"]),
         Route("/sandbox/faults", control.add_fault, methods=["POST"]),
@@ -176,6 +179,9 @@ class _Control:
 
     async def health(self, _request: Request) -> Response:
         return JSONResponse({"status": "ok"})
+
+    async def openapi(self, _request: Request) -> Response:
+        return JSONResponse(openapi(OPERATIONS, version=__version__))
 
     async def objects(self, _request: Request) -> Response:
         return JSONResponse({"objects": [record.as_json() for record in self._sandbox.store.records()]})

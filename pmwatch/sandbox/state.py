@@ -12,7 +12,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,6 +75,10 @@ class StorageOptions:
     security_token_seconds: int | None = None
 
 
+Record = dict[str, Any]
+"""A user or a process as JSON has it; a process has its `bpmn` and `mappings` as well."""
+
+
 @dataclass(slots=True)
 class Datatable:
     """One datatable; its rows are counted by the object store."""
@@ -104,6 +109,9 @@ class Tenant:
     created_at: str
     api_key: str | None = field(default=None, repr=False)
     datasets: list[Dataset] = field(default_factory=list)
+    short_name: str = ""
+    users: list[Record] = field(default_factory=list)
+    processes: list[Record] = field(default_factory=list)
 
     def dataset(self, dataset_id: str) -> Dataset | None:
         """Return the dataset with this id, or None."""
@@ -142,6 +150,7 @@ class Sandbox:
         self._lock = threading.RLock()
         self._requests: deque[RequestRecord] = deque(maxlen=_REQUESTS_KEPT)
         self._tenants: dict[str, Tenant] = {}
+        self.organization_users: list[Record] = []
         self.credentials = self._load()
         self._seed(tenants)
 
@@ -171,13 +180,31 @@ class Sandbox:
         self._set_key(tenant_id, api_key)
         return api_key
 
-    def add_tenant(self, seed: TenantSeed) -> Tenant:
+    def all_tenants(self) -> list[Tenant]:
+        """Return every tenant."""
+        with self._lock:
+            return list(self._tenants.values())
+
+    def delete_tenant(self, tenant: Tenant) -> None:
+        """Remove a tenant with all that is in it; the objects that arrived stay on record."""
+        with self.changing():
+            self._tenants.pop(tenant.id, None)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change something in a `with` block; it is kept at its end."""
+        with self._lock:
+            yield
+            self._save()
+
+    def add_tenant(self, seed: TenantSeed, *, short_name: str = "") -> Tenant:
         """Create a tenant with its datasets and datatables."""
         tenant = Tenant(
             id=seed.id or str(uuid.uuid4()),
             name=seed.name,
-            created_at=self._timestamp(),
+            created_at=self.timestamp(),
             api_key=seed.api_key or secrets.token_urlsafe(32),
+            short_name=short_name or seed.name,
         )
         with self._lock:
             self._tenants[tenant.id] = tenant
@@ -235,16 +262,17 @@ class Sandbox:
             self._save()
 
     def _new_dataset(self, tenant: Tenant, name: str) -> Dataset:
-        dataset = Dataset(id=str(uuid.uuid4()), name=name, created_at=self._timestamp())
+        dataset = Dataset(id=str(uuid.uuid4()), name=name, created_at=self.timestamp())
         tenant.datasets.append(dataset)
         return dataset
 
     def _new_datatable(self, dataset: Dataset, name: str) -> Datatable:
-        datatable = Datatable(id=str(uuid.uuid4()), name=name, created_at=self._timestamp())
+        datatable = Datatable(id=str(uuid.uuid4()), name=name, created_at=self.timestamp())
         dataset.datatables.append(datatable)
         return datatable
 
-    def _timestamp(self) -> str:
+    def timestamp(self) -> str:
+        """Return the time as the API writes it."""
         return datetime.fromtimestamp(self.now(), UTC).isoformat()
 
     def _seed(self, seeds: Sequence[TenantSeed] | None) -> None:
@@ -259,6 +287,7 @@ class Sandbox:
     def _load(self) -> Credentials:
         """Read the state file, or make up a new key pair where there is none."""
         saved = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self.organization_users = list(saved.get("organization_users", ()))
         self._tenants = {tenant.id: tenant for tenant in _read_tenants(saved.get("tenants", ()))}
         pair = saved.get("storage") or _new_key_pair()
         return Credentials(**pair, session_token=self.options.security_token)
@@ -269,7 +298,9 @@ class Sandbox:
             "secret_key": self.credentials.secret_key,
         }
         tenants = [dataclasses.asdict(tenant) for tenant in self._tenants.values()]
-        write_private_json(self._file, {"storage": pair, "tenants": tenants})
+        write_private_json(
+            self._file, {"storage": pair, "tenants": tenants, "organization_users": self.organization_users}
+        )
 
 
 def write_private_json(path: Path, value: Any) -> None:

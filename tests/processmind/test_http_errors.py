@@ -47,7 +47,7 @@ def http() -> Iterator[Http]:
 
 
 def ask(http: Http, url: str) -> Any:
-    return Client(KEY, base_url=url, http=http).datasets("tenant-1")
+    return Client(KEY, base_url=url, http=http, retries=False).datasets("tenant-1")
 
 
 def put(http: Http, url: str, data: bytes = b"id\n1\n", **options: Any) -> Receipt:
@@ -258,7 +258,7 @@ def test_a_connection_that_breaks(http: Http, script: Script) -> None:
         with pytest.raises(AnswerLost) as of_put:  # but a PUT may have arrived
             put(http, server.url, b"x" * (3 * MIB))
         with pytest.raises(AnswerLost):  # and so may a POST
-            Client(KEY, base_url=server.url, http=http).create_dataset("t", "d")
+            Client(KEY, base_url=server.url, http=http, retries=False).create_dataset("t", "d")
     assert of_put.value.decision is Decision.RETRY
     clean(of_api.value)
     clean(of_put.value)
@@ -616,7 +616,7 @@ def test_a_storage_that_repeats_the_url(http: Http, status: int) -> None:
 def test_a_key_that_cannot_be_sent(http: Http) -> None:
     for key in ("canary\u00fc5f1d", "canary\n5f1d"):
         with pytest.raises(PmwatchError) as caught:
-            Client(key, base_url=refused_url(), http=http).tenant("t")
+            Client(key, base_url=refused_url(), http=http, retries=False).tenant("t")
         assert "canary" not in everything_printed(caught.value)
 
 

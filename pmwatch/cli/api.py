@@ -1,0 +1,283 @@
+"""`pmwatch api GROUP VERB`: every operation of ProcessMind's API. The commands are made of the client's own methods."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, get_type_hints
+
+import typer
+from pydantic import BaseModel
+from rich.table import Table
+
+from pmwatch.cli import app
+from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json, settings_of
+from pmwatch.errors import ConfigError, DestinationUnknown
+from pmwatch.model import Tenant
+from pmwatch.processmind.client import DEFAULT_BASE_URL, Client, Fields
+from pmwatch.processmind.keys import KeyRing
+
+KEY_VARIABLE: Final = "PMWATCH_API_KEY"
+URL_VARIABLE: Final = "PMWATCH_API_BASE_URL"
+_PREFERRED: Final = (
+    "id",
+    "displayName",
+    "email",
+    "treeNodeType",
+    "datatableCount",
+    "rowCount",
+    "datasetId",
+    "createdAt",
+)
+
+COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
+    "tenant": {"get": "tenant", "update": "update_tenant", "statistics": "tenant_statistics"},
+    "user": {"list": "users", "add": "add_user", "update": "update_user", "remove": "remove_user"},
+    "dataset": {"list": "datasets", "get": "dataset", "create": "create_dataset", "delete": "delete_dataset"},
+    "datatable": {
+        "list": "datatables",
+        "get": "datatable",
+        "create": "create_datatable",
+        "upload-url": "presigned_upload_url",
+    },
+    "process": {
+        "list": "processes",
+        "get": "process",
+        "create": "create_process",
+        "update": "update_process",
+        "delete": "delete_process",
+        "upload-bpmn": "upload_bpmn",
+    },
+    "mapping": {
+        "list": "mappings",
+        "create": "create_mapping",
+        "update": "update_mapping",
+        "delete": "delete_mapping",
+    },
+    "org": {
+        "get": "organization",
+        "statistics": "organization_statistics",
+        "tenants": "organization_tenants",
+        "create-tenant": "create_organization_tenant",
+        "delete-tenant": "delete_organization_tenant",
+        "users": "organization_users",
+        "update-user": "update_organization_user",
+        "remove-user": "remove_organization_user",
+    },
+}
+"""The client's method behind each command, by group and verb."""
+
+_GROUPS: Final = {
+    "tenant": "The tenant itself.",
+    "user": "Users of the tenant.",
+    "dataset": "Datasets, which hold datatables.",
+    "datatable": "Datatables, which hold the rows of event logs.",
+    "process": "Processes and their BPMN models.",
+    "mapping": "Mappings, which connect a process with a datatable.",
+    "org": "The organisation that the tenant belongs to.",
+}
+_HELP: Final = {
+    "display_name": "The name that people see.",
+    "dataset_id": "The dataset's id.",
+    "datatable_id": "The datatable's id.",
+    "process_id": "The process's id.",
+    "mapping_id": "The mapping's id.",
+    "user_id": "The user's id.",
+    "target_id": "The id of the tenant to delete.",
+    "parent_id": "The id of the group that it goes into.",
+    "group": "Make a group instead, which holds others.",
+    "email": "The user's e-mail address.",
+    "first_name": "The user's first name.",
+    "last_name": "The user's last name.",
+    "active": "Whether the user may come in.",
+    "admin": "Whether the user may change settings.",
+    "developer": "Whether the user may use the API.",
+    "send_invitation": "Whether the service writes the user an e-mail.",
+    "short_name": "The tenant's name in addresses.",
+    "color": "data-1 to data-8.",
+    "show_by_default": "Whether it is shown without asking.",
+    "bpmn_xml": "The BPMN 2.0 file, or - for standard input.",
+    "filename": "The name of the file to upload.",
+    "size": "Its size in bytes.",
+    "mtime_ms": "Its time of change, in milliseconds since 1970.",
+    "valid_seconds": "How long the URL shall be valid, in seconds.",
+}
+
+TenantOption = Annotated[
+    str | None,
+    typer.Option("--tenant", "-t", metavar="NAME|ID", help="A tenant of the configuration by name or id, or any id."),
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only show the request; nothing is sent.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+class _DryRun(Exception):
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.request = request
+
+
+class _Recorder(Client):
+    """A client that sends nothing: the request it would make comes out as `_DryRun`."""
+
+    def _call(
+        self,
+        shape: type[Any],  # noqa: ARG002  as Client has it
+        method: str,
+        path: tuple[str, ...],
+        *,
+        query: dict[str, str] | None = None,
+        body: Fields | None = None,
+    ) -> Any:
+        raise _DryRun({"method": method, "path": "/" + "/".join(path), "query": query or {}, "body": body})
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    tenant_id: str
+    api_key: str
+    base_url: str
+
+
+def _access(config: str | None, tenant: str | None) -> _Access:
+    """Return whom to ask and with which key: of the configuration, or of the environment for any tenant by id."""
+    key, url = os.environ.get(KEY_VARIABLE, ""), os.environ.get(URL_VARIABLE, "")
+    if key and tenant:
+        return _Access(tenant, key, url or DEFAULT_BASE_URL)
+    try:
+        settings = settings_of(config)
+    except ConfigError as error:
+        hint = f"Without a configuration: set {KEY_VARIABLE}, and name the tenant's id with --tenant."
+        raise ConfigError(error.problems, hint=hint) from None
+    found = [one for one in settings.tenants if tenant in (None, one.name, one.id)]
+    if len(found) != 1:
+        names = ", ".join(one.name for one in settings.tenants)
+        raise DestinationUnknown(
+            f"there is no tenant {tenant!r} in the configuration" if tenant else "there are several tenants",
+            hint=f"Choose one with --tenant: {names}. Or set {KEY_VARIABLE} for another one.",
+        )
+    [one] = found
+    return _Access(one.id, _key_of(one), settings.api.base_url)
+
+
+def _key_of(tenant: Tenant) -> str:
+    return KeyRing([tenant]).key(tenant.name)
+
+
+def _command(method: str) -> Callable[..., None]:
+    """Return a command whose arguments and options are the parameters of a method of the client."""
+    call = getattr(Client, method)
+    hints = get_type_hints(call)
+    own = [one for one in inspect.signature(call).parameters.values() if one.name not in ("self", "tenant_id")]
+    writes = not _only_reads(method)
+    deletes = method.startswith(("delete_", "remove_"))
+
+    def run(**given: Any) -> None:
+        as_json = given.pop("json")
+        dry_run, yes = given.pop("dry_run", False), given.pop("yes", False)
+        access = _access(given.pop("config"), given.pop("tenant"))
+        if "bpmn_xml" in given:
+            given["bpmn_xml"] = _read_text(given["bpmn_xml"])
+        if deletes and not (dry_run or yes):
+            named = ", ".join(str(value) for value in given.values())
+            typer.confirm(f"{method.replace('_', ' ')} {named}?", abort=True)
+        kind = _Recorder if dry_run else Client
+        try:
+            with kind(access.api_key, base_url=access.base_url) as client:
+                answer = getattr(client, method)(access.tenant_id, **given)
+        except _DryRun as recorded:
+            print_json(recorded.request)
+            return
+        _show(answer, as_json=as_json)
+
+    parameters = [_parameter(one, hints[one.name]) for one in own] + list(_common(writes=writes, deletes=deletes))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__doc__ = (inspect.getdoc(call) or "").split("\n\n", maxsplit=1)[0]
+    return run
+
+
+def _only_reads(method: str) -> bool:
+    return not method.startswith(("create_", "update_", "delete_", "add_", "remove_", "upload_"))
+
+
+def _parameter(one: inspect.Parameter, hint: Any) -> inspect.Parameter:
+    """Return a parameter as typer takes it: an argument where the client wants it by position, else an option."""
+    text = _HELP[one.name]
+    if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        marked: Any = Annotated[hint, typer.Argument(help=text)]
+    else:
+        marked = Annotated[hint, typer.Option(help=text)]
+    default = one.default if one.default is not inspect.Parameter.empty else inspect.Parameter.empty
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=marked)
+
+
+def _common(*, writes: bool, deletes: bool) -> Iterator[inspect.Parameter]:
+    options: list[tuple[str, Any, Any]] = [("tenant", TenantOption, None), ("config", ConfigOption, None)]
+    options += [("json", JsonOption, False)]
+    options += [("dry_run", DryRunOption, False)] if writes else []
+    options += [("yes", YesOption, False)] if deletes else []
+    for name, annotation, default in options:
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _read_text(path: str) -> str:
+    """Return an XML file as text; its encoding is in its first line, UTF-8 by default."""
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            with open(path, "rb") as file:
+                data = file.read()
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}") from None
+    for encoding in ("utf-8-sig", "utf-16") if data[:2] not in (b"\xff\xfe", b"\xfe\xff") else ("utf-16",):
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    raise typer.BadParameter(f"{path}: neither UTF-8 nor UTF-16 text")
+
+
+def _show(answer: Any, *, as_json: bool) -> None:
+    """Print what came back: JSON with every field, or a table with the plain ones."""
+    rows = [_plain(one) for one in (answer if isinstance(answer, list) else [answer])]
+    if as_json:
+        print_json(rows if isinstance(answer, list) else rows[0])
+        return
+    out = console()
+    if isinstance(answer, str):
+        out.print(answer, soft_wrap=True)
+    elif isinstance(answer, list):
+        names = [name for name in _names(rows) if not all(isinstance(row.get(name), list | dict) for row in rows)]
+        table = Table(*names)
+        for row in rows:
+            table.add_row(*(_cell(row.get(name)) for name in names))
+        out.print(table if rows else "none")
+    else:
+        for name, value in rows[0].items():
+            out.print(f"{name}: {_cell(value)}", soft_wrap=True)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json", by_alias=True, exclude_none=True) if isinstance(value, BaseModel) else value
+
+
+def _names(rows: list[dict[str, Any]]) -> list[str]:
+    found = list(dict.fromkeys(name for row in rows for name in row))
+    return [name for name in _PREFERRED if name in found] + [name for name in found if name not in _PREFERRED]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict) and set(value) == {"id"}:
+        return str(value["id"])
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+api = typer.Typer(no_args_is_help=True, help="Every operation of ProcessMind's API, from the shell.")
+app.add_typer(api, name="api")
+for _group, _verbs in COMMANDS.items():
+    _typer = typer.Typer(no_args_is_help=True, help=_GROUPS[_group])
+    for _verb, _method in _verbs.items():
+        _typer.command(_verb)(_command(_method))
+    api.add_typer(_typer, name=_group)

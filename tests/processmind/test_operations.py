@@ -1,0 +1,341 @@
+"""Every operation of the API: the client, the commands and the sandbox name the same ones, and each works."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import BaseModel
+
+from pmwatch import Client
+from pmwatch.cli.api import COMMANDS
+from pmwatch.errors import DestinationUnknown, KeyRejected, PmwatchError, Rejected
+from pmwatch.processmind.models import Answer, Process
+from pmwatch.sandbox import SandboxServer, TenantSeed
+from pmwatch.sandbox.api import OPERATIONS as PLAYED
+from processmind.operations import OPERATIONS, Row
+from support.remotes import ScriptedServer, answer
+
+BPMN = (
+    '<?xml version="1.0" encoding="UTF-8"?>'
+    '<definitions xmlns="http://www.omg.org/spec/BPMN/20100524/MODEL" targetNamespace="x"><process id="p"/>'
+    "</definitions>"
+)
+NAMES = [row.name for row in OPERATIONS]
+
+
+def row_of(name: str) -> Row:
+    return next(row for row in OPERATIONS if row.name == name)
+
+
+# ---- the three places name the same ------------------------------------------------------------------------------
+
+
+def test_the_sandbox_plays_every_operation_and_no_other() -> None:
+    assert {(one.name, one.method, one.path) for one in PLAYED} == {
+        (row.name, row.method, row.path) for row in OPERATIONS
+    }
+
+
+@pytest.mark.parametrize("row", [row for row in OPERATIONS if row.fields], ids=lambda row: row.name)
+def test_the_sandbox_takes_the_fields_that_the_reference_names(row: Row) -> None:
+    played = next(one for one in PLAYED if one.name == row.name)
+    assert set(row.fields) <= set(played.body)
+
+
+def test_the_client_has_a_method_for_every_operation_and_no_other() -> None:
+    public = {
+        name
+        for name, value in inspect.getmembers(Client, inspect.isfunction)
+        if not name.startswith("_") and name != "close"
+    }
+    assert public == {row.client for row in OPERATIONS}
+    for row in OPERATIONS:
+        assert f"`{row.name}`" in (getattr(Client, row.client).__doc__ or ""), "the docstring names the operation"
+
+
+def test_there_is_a_command_for_every_operation_and_no_other() -> None:
+    made = {f"{group} {verb}": method for group, verbs in COMMANDS.items() for verb, method in verbs.items()}
+    assert made == {row.command: row.client for row in OPERATIONS}
+
+
+# ---- each works, over HTTP -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A sandbox with one of everything in it."""
+
+    server: SandboxServer
+    client: Client
+    tenant: str
+    arguments: dict[str, tuple[list[Any], dict[str, Any]]]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    seeds = [TenantSeed("acme", {"Sales": ("Orders",)}), TenantSeed("globex", {})]
+    server = SandboxServer(tmp_path / "sandbox", tenants=seeds)
+    server.start()
+    tenant = server.tenants[0]
+    id_, client = tenant["id"], Client(tenant["api_key"], base_url=server.base_url)
+    dataset = tenant["datasets"][0]
+    table = dataset["datatables"][0]["id"]
+    process = client.create_process(id_, "Order to cash").id
+    client.upload_bpmn(id_, process, BPMN)
+    mapping = client.create_mapping(id_, process, table, display_name="Orders").id
+    user = client.add_user(id_, "ann@example.com", first_name="Ann").id
+    presign = {"dataset_id": dataset["id"], "filename": "a.csv", "size": 3, "mtime_ms": 5}
+    arguments: dict[str, tuple[list[Any], dict[str, Any]]] = {
+        "updateTenant": ([], {"display_name": "Acme"}),
+        "addTenantUser": (["bob@example.com"], {"first_name": "Bob", "admin": True, "send_invitation": False}),
+        "updateTenantUser": ([user], {"developer": True}),
+        "removeTenantUser": ([user], {}),
+        "createProcess": (["Purchase to pay"], {"parent_id": None}),
+        "getProcess": ([process], {}),
+        "updateProcess": ([process], {"display_name": "O2C"}),
+        "deleteProcess": ([process], {}),
+        "uploadBpmn": ([process, BPMN], {}),
+        "getProcessMappings": ([process], {}),
+        "createProcessMapping": ([process, table], {"display_name": "More", "color": "data-8"}),
+        "updateProcessMapping": ([process, mapping], {"display_name": "Less", "color": "data-2"}),
+        "deleteProcessMapping": ([process, mapping], {}),
+        "createDataset": (["New"], {"group": True}),
+        "getDataset": ([dataset["id"]], {}),
+        "deleteDataset": ([dataset["id"]], {}),
+        "createDatatable": ([dataset["id"], "Items"], {}),
+        "getDatatable": ([table], {}),
+        "getPresignedUploadUrl": ([table], presign),
+        "createOrganizationTenant": (["initech"], {"display_name": "Initech"}),
+        "deleteOrganizationTenant": ([server.tenants[1]["id"]], {}),
+        "updateOrganizationUser": ([user], {"admin": True}),
+        "removeOrganizationUser": ([user], {}),
+    }
+    yield World(server, client, id_, arguments)
+    client.close()
+    server.stop()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_operation_works_and_asks_as_the_reference_says(world: World, name: str) -> None:
+    row = row_of(name)
+    given, named = world.arguments.get(name, ([], {}))
+    found = getattr(world.client, row.client)(world.tenant, *given, **named)
+    asked = world.server.requests()[-1]
+    assert asked.method == row.method
+    assert re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", row.path), asked.path)
+    assert 200 <= asked.status < 300
+    assert isinstance(found, str | list | BaseModel)
+
+
+def test_what_was_changed_is_what_is_read_again(world: World) -> None:
+    client, tenant = world.client, world.tenant
+    client.update_tenant(tenant, display_name="Acme & Söhne")
+    assert client.tenant(tenant).display_name == "Acme & Söhne"
+    [user] = client.users(tenant)
+    client.update_user(tenant, user.id, admin=True, active=False)
+    [changed] = client.users(tenant)
+    assert (changed.is_admin_in_tenant, changed.is_active_in_tenant) == (True, False)
+    assert [one.email for one in client.organization_users(tenant)] == ["ann@example.com"]
+    [process] = client.processes(tenant)
+    assert process.designer_model_id
+    [mapping] = client.mappings(tenant, process.id)
+    client.update_mapping(tenant, process.id, mapping.id, display_name="x", color="data-5", show_by_default=False)
+    [mapping] = client.mappings(tenant, process.id)
+    assert mapping.color is not None
+    assert (mapping.display_name, mapping.color.id, mapping.show_by_default) == ("x", "data-5", False)
+    client.remove_organization_user(tenant, user.id)
+    assert client.users(tenant) == []
+    created = client.create_organization_tenant(tenant, "initech", display_name="Initech")
+    assert created.id in {one.id for one in client.organization_tenants(tenant)}
+    client.delete_organization_tenant(tenant, created.id)
+    assert created.id not in {one.id for one in client.organization_tenants(tenant)}
+    client.delete_process(tenant, process.id)
+    assert client.processes(tenant) == []
+    assert client.tenant_statistics(tenant).model_dump()["processCount"] == 0
+
+
+def test_what_the_service_would_refuse_is_refused_with_its_message(world: World) -> None:
+    client, tenant = world.client, world.tenant
+    table = client.datatables(tenant)[0].id
+    bare = client.create_process(tenant, "bare").id
+    group = client.create_process(tenant, "group", group=True).id
+    user = client.users(tenant)[0]
+    [ready, *_] = client.processes(tenant)
+    refused = [
+        lambda: client.create_mapping(tenant, bare, table, display_name="x"),
+        lambda: client.create_mapping(tenant, ready.id, table, display_name="x", color="data-9"),
+        lambda: client.create_mapping(tenant, ready.id, "no-table", display_name="x"),
+        lambda: client.upload_bpmn(tenant, bare, "<html/>"),
+        lambda: client.upload_bpmn(tenant, bare, "not XML"),
+        lambda: client.upload_bpmn(tenant, bare, '<!DOCTYPE a [<!ENTITY b "c">]>' + BPMN.partition("?>")[2]),
+        lambda: client.upload_bpmn(tenant, group, BPMN),
+        lambda: client.create_process(tenant, "  "),
+        lambda: client.add_user(tenant, "nobody"),
+        lambda: client.add_user(tenant, user.email),
+        lambda: client.delete_organization_tenant(tenant, tenant),
+    ]
+    for attempt in refused:
+        with pytest.raises(Rejected) as caught:
+            attempt()
+        assert caught.value.message.count(": ") >= 1, "it says why"
+        assert caught.value.hint
+    for missing in (
+        lambda: client.process(tenant, "none"),
+        lambda: client.update_mapping(tenant, bare, "none", display_name="x"),
+        lambda: client.update_user(tenant, "none"),
+    ):
+        with pytest.raises(DestinationUnknown):
+            missing()
+    with pytest.raises(KeyRejected):
+        client.users(world.server.tenants[1]["id"])
+
+
+def test_an_older_form_of_asking_for_a_url_works_as_well(world: World) -> None:
+    table = world.client.datatables(world.tenant)[0].id
+    url = world.client.presigned_upload_url(world.tenant, table)
+    assert httpx.put(url, content=b"case,activity\n").status_code == 200
+
+
+@pytest.mark.parametrize("id_", ["a/b", "..", ".", "a?b#c", "%2e%2e/x", "ä b"])
+def test_an_id_never_changes_the_path(id_: str) -> None:
+    with ScriptedServer(answer(200, b'{"id": "x"}')) as server, Client("k", base_url=server.url) as client:
+        client.delete_mapping("t", id_, id_)
+        [asked] = server.requests
+    assert re.fullmatch(r"/tenant/t/processes/[^/?#]+/mappings/[^/?#]+", asked.target)
+    assert "/../" not in asked.target
+
+
+def test_reading_is_tried_again_and_writing_never_is() -> None:
+    naps: list[float] = []
+    server = ScriptedServer(answer(503), answer(500), answer(200, b"[]"))
+    with server, Client("k", base_url=server.url, sleep=naps.append) as client:
+        assert client.processes("t") == []
+        assert len(server.requests) == 3
+        assert len(naps) == 2
+        server.script(answer(503))
+        with pytest.raises(PmwatchError):
+            client.create_process("t", "x")
+        assert len(server.requests) == 4
+        server.script(answer(429, headers={"Retry-After": "3000"}))
+        with pytest.raises(PmwatchError):
+            client.processes("t")
+        assert len(naps) == 2, "nobody waits that long for an answer"
+
+
+def test_an_empty_answer_to_what_writes_is_an_answer() -> None:
+    with ScriptedServer(answer(204)) as server, Client("k", base_url=server.url) as client:
+        assert client.delete_process("t", "p").success
+        assert client.update_process("t", "p", display_name="x").id == ""
+
+
+def test_new_fields_of_the_service_are_kept() -> None:
+    assert Process.model_validate({"id": "p", "somethingNew": {"deep": [1]}}).model_dump()["somethingNew"] == {
+        "deep": [1]
+    }
+    assert all(one.model_config["extra"] == "allow" for one in Answer.__subclasses__())
+
+
+# ---- the commands ------------------------------------------------------------------------------------------------
+
+
+def pmwatch_api(world: World, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    key = world.server.tenants[0]["api_key"]
+    env = {**os.environ, "PMWATCH_API_KEY": key, "PMWATCH_API_BASE_URL": world.server.base_url}
+    line = [sys.executable, "-m", "pmwatch", "api", *words, "--tenant", world.tenant]
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=env, input=stdin)
+
+
+def test_commands_read_write_ask_before_deleting_and_show_what_they_would_send(world: World, tmp_path: Path) -> None:
+    created = pmwatch_api(world, "process", "create", "Claims", "--json")
+    assert created.returncode == 0, created.stderr
+    process = json.loads(created.stdout)["id"]
+    model = tmp_path / "claims.bpmn"
+    model.write_text(BPMN)
+    assert "success: true" in pmwatch_api(world, "process", "upload-bpmn", process, str(model)).stdout
+    assert "success: true" in pmwatch_api(world, "process", "upload-bpmn", process, "-", stdin=BPMN).stdout
+    listed = pmwatch_api(world, "process", "list").stdout
+    assert "Claims" in listed
+    assert "Order to cash" in listed
+    dry = json.loads(pmwatch_api(world, "process", "delete", process, "--dry-run").stdout)
+    assert dry == {"method": "DELETE", "path": f"/tenant/{world.tenant}/processes/{process}", "query": {}, "body": None}
+    asked = pmwatch_api(world, "process", "delete", process)
+    assert asked.returncode == 1
+    assert process in asked.stdout
+    assert len(world.client.processes(world.tenant)) == 2
+    assert pmwatch_api(world, "process", "delete", process, "--yes").returncode == 0
+    assert len(world.client.processes(world.tenant)) == 1
+    wrong = pmwatch_api(world, "process", "get", "none")
+    assert wrong.returncode == 1
+    assert "Process not found" in wrong.stderr
+    assert "hint:" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_commands_take_tenant_and_key_from_the_configuration(world: World, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    keys = [
+        f'[[tenants]]\nname = "{one["name"]}"\nid = "{one["id"]}"\napi_key = "{one["api_key"]}"\n'
+        for one in world.server.tenants
+    ]
+    folder = f'[[folders]]\nname = "f"\npath = "{tmp_path}/drop"\ntenant = "acme"\ndatatable = "x"\n'
+    config.write_text(f'[api]\nbase_url = "{world.server.base_url}"\n' + "".join(keys) + folder)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "pmwatch", "api", *words, "--config", str(config)]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    assert "Sales" in run("dataset", "list", "--tenant", "acme").stdout
+    assert run("dataset", "list", "--tenant", "globex").stdout == "none\n"
+    several = run("dataset", "list")
+    assert several.returncode == 1
+    assert "acme, globex" in several.stderr
+    assert run("dataset", "list", "--tenant", "nobody").returncode == 1
+
+
+# ---- the sandbox's own description -------------------------------------------------------------------------------
+
+
+def test_the_openapi_document_describes_every_operation_its_parameters_and_bodies(world: World) -> None:
+    document = httpx.get(f"{world.server.base_url}/sandbox/openapi.json").json()
+    described = {
+        (one["operationId"], method.upper(), path)
+        for path, methods in document["paths"].items()
+        for method, one in methods.items()
+    }
+    assert described == {(row.name, row.method, row.path) for row in OPERATIONS}
+    for row in OPERATIONS:
+        one = document["paths"][row.path][row.method.lower()]
+        in_path = [parameter["name"] for parameter in one["parameters"] if parameter["in"] == "path"]
+        assert in_path == re.findall(r"\{(\w+)\}", row.path)
+        if row.fields:
+            assert set(row.fields) <= set(one["requestBody"]["content"]["application/json"]["schema"]["properties"])
+    assert document["components"]["securitySchemes"]["key"]["name"] == "x-api-key"
+
+
+WRONG: list[Any] = [None, 0, True, "", " ", [], {}, {"id": None}, {"id": "data-9"}, "x" * 10_000, "\u0000\ud7ff", -1.5]
+
+
+@pytest.mark.parametrize("name", [row.name for row in OPERATIONS if row.fields])
+def test_no_body_whatever_makes_the_sandbox_fail_or_answer_what_it_does_not_describe(world: World, name: str) -> None:
+    row = row_of(name)
+    document = httpx.get(f"{world.server.base_url}/sandbox/openapi.json").json()
+    statuses = {int(status) for status in document["paths"][row.path][row.method.lower()]["responses"]}
+    ids = {"tenant": world.tenant, "process": "p", "mapping": "m", "dataset": "d", "datatable": "t", "target": "x"}
+    key = {"x-api-key": world.server.tenants[0]["api_key"]}
+    with httpx.Client(base_url=world.server.base_url, headers=key) as http:
+        path = row.path.format(**ids)
+        bodies: list[Any] = [{field: value} for field in row.fields for value in WRONG]
+        bodies += [dict.fromkeys(row.fields, value) for value in WRONG] + WRONG
+        for body in bodies:
+            assert http.request(row.method, path, json=body).status_code in statuses, body
+        for raw in (b"", b"{", b"\xff", b"[" * 5000, b'{"displayName": 1e999}'):
+            assert http.request(row.method, path, content=raw).status_code in statuses, raw

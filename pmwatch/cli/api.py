@@ -250,7 +250,10 @@ def _show(answer: Any, *, as_json: bool) -> None:
         out.print(answer, soft_wrap=True)
     elif isinstance(answer, list):
         names = [name for name in _names(rows) if not all(isinstance(row.get(name), list | dict) for row in rows)]
-        table = Table(*names)
+        table = Table()
+        for name in names:
+            longest = max(len(_cell(row.get(name))) for row in rows)
+            table.add_column(name, min_width=longest if name == "id" else None)  # an id is there to be copied
         for row in rows:
             table.add_row(*(_cell(row.get(name)) for name in names))
         out.print(table if rows else "none")

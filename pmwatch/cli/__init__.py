@@ -73,6 +73,7 @@ from pmwatch.cli import (  # noqa: E402, F401  `app` must exist first
     run,
     sandbox,
     status,
+    upload,
     version,
     why,
 )

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pmwatch.cli import app
 from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json, settings_of
+from pmwatch.config import Settings
 from pmwatch.errors import ConfigError, DestinationUnknown
 from pmwatch.model import Tenant
 from pmwatch.processmind.client import DEFAULT_BASE_URL, Client, Fields
@@ -133,17 +134,20 @@ class _Recorder(Client):
 
 
 @dataclass(frozen=True, slots=True)
-class _Access:
+class Access:
+    """Whom to ask, with which key and where; the settings where there is a configuration."""
+
     tenant_id: str
     api_key: str
     base_url: str
+    settings: Settings | None = None
 
 
-def _access(config: str | None, tenant: str | None) -> _Access:
+def access_of(config: str | None, tenant: str | None) -> Access:
     """Return whom to ask and with which key: of the configuration, or of the environment for any tenant by id."""
     key, url = os.environ.get(KEY_VARIABLE, ""), os.environ.get(URL_VARIABLE, "")
     if key and tenant:
-        return _Access(tenant, key, url or DEFAULT_BASE_URL)
+        return Access(tenant, key, url or DEFAULT_BASE_URL)
     try:
         settings = settings_of(config)
     except ConfigError as error:
@@ -157,7 +161,7 @@ def _access(config: str | None, tenant: str | None) -> _Access:
             hint=f"Choose one with --tenant: {names}. Or set {KEY_VARIABLE} for another one.",
         )
     [one] = found
-    return _Access(one.id, _key_of(one), settings.api.base_url)
+    return Access(one.id, _key_of(one), settings.api.base_url, settings)
 
 
 def _key_of(tenant: Tenant) -> str:
@@ -175,9 +179,9 @@ def _command(method: str) -> Callable[..., None]:
     def run(**given: Any) -> None:
         as_json = given.pop("json")
         dry_run, yes = given.pop("dry_run", False), given.pop("yes", False)
-        access = _access(given.pop("config"), given.pop("tenant"))
+        access = access_of(given.pop("config"), given.pop("tenant"))
         if "bpmn_xml" in given:
-            given["bpmn_xml"] = _read_text(given["bpmn_xml"])
+            given["bpmn_xml"] = read_xml(given["bpmn_xml"])
         if deletes and not (dry_run or yes):
             named = ", ".join(str(value) for value in given.values())
             typer.confirm(f"{method.replace('_', ' ')} {named}?", abort=True)
@@ -221,7 +225,7 @@ def _common(*, writes: bool, deletes: bool) -> Iterator[inspect.Parameter]:
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _read_text(path: str) -> str:
+def read_xml(path: str) -> str:
     """Return an XML file as text; its encoding is in its first line, UTF-8 by default."""
     try:
         if path == "-":

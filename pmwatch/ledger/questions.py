@@ -11,7 +11,7 @@ from pmwatch.ledger.moves import delivery_of, lane_is_ordered, lane_of_id
 from pmwatch.ledger.schema import counts, deliveries
 from pmwatch.ledger.statements import BEHIND, BLOCKING, ENDED_BADLY, RETRIED_HEADS, RETRIED_NOW
 from pmwatch.ledger.values import Blocker
-from pmwatch.model import WAITING, Delivery, State
+from pmwatch.model import WAITING, Delivery, Destination, Outcome, State
 
 _d: Final = deliveries.c
 
@@ -72,6 +72,12 @@ class Questions(Base):
         first = query.order_by(_d.blocks.desc(), _d.sort_key, _d.seq).limit(1)
         row = self._read(lambda c: c.execute(first).first())
         return delivery_of(row) if row is not None else None
+
+    def has_uploaded(self, destination: Destination, sha256: str) -> bool:
+        """Tell whether this content has reached a datatable."""
+        where = and_(_d.tenant_id == destination.tenant_id, _d.datatable_id == destination.datatable_id)
+        query = select(_d.id).where(where, _d.sha256 == sha256, _d.outcome == Outcome.UPLOADED).limit(1)
+        return self._read(lambda c: c.execute(query).first()) is not None
 
     def counts(self) -> dict[tuple[str, str], int]:
         """Return how many deliveries there are by folder and state, from a table kept in the same transactions."""

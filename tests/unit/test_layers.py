@@ -32,6 +32,7 @@ LEVELS = {
     "doctor": 3,
     "rebuild": 3,
     "retention": 3,
+    "provision": 3,
     "answers": 4,
     "reporting": 4,
     "service": 4,

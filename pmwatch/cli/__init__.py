@@ -58,6 +58,7 @@ def _complain(*lines: str, hint: str) -> None:
 # Each of these modules adds its command to `app`.
 from pmwatch.cli import (  # noqa: E402, F401  `app` must exist first
     api,
+    apply,
     audit,
     backfill,
     check,

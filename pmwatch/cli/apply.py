@@ -1,0 +1,69 @@
+"""`pmwatch apply`: a tenant gets what a plan says."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from pmwatch.cli import app
+from pmwatch.cli.api import DryRunOption, TenantOption, YesOption, access_of, read_xml
+from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json
+from pmwatch.errors import ExitCode, PmwatchError
+from pmwatch.processmind import Client
+from pmwatch.provision import Provisioner, load_plan
+
+
+@app.command()
+def apply(
+    plan: Annotated[str, typer.Argument(metavar="PLAN.toml", help="Datasets, processes, mappings and users.")],
+    *,
+    tenant: TenantOption = None,
+    update_models: Annotated[
+        bool, typer.Option("--update-models", help="Send each BPMN model again, changed or not.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete what the plan does not name, of the kinds that it names.")
+    ] = False,
+    dry_run: DryRunOption = False,
+    yes: YesOption = False,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Create what a plan names and the tenant lacks; show first what that is. A second run finds nothing to do.
+
+    Nothing is deleted without --prune. The plan is TOML: [[datasets]] with name and datatables; [[processes]] with name
+    and bpmn, each with [[processes.mappings]] of name, datatable = "Dataset/Table", color, show_by_default; [[users]]
+    with email, first_name, last_name, active, admin, developer.
+    """
+    wanted = load_plan(plan)
+    access = access_of(config, tenant)
+    directory = os.path.dirname(os.path.abspath(plan))
+    with Client(access.api_key, base_url=access.base_url) as client:
+        provisioner = Provisioner(
+            client, access.tenant_id, wanted, read_model=lambda name: read_xml(os.path.join(directory, name))
+        )
+        steps = provisioner.steps(update_models=update_models, prune=prune)
+        out, done = console(), 0
+        for step in () if json else steps:
+            out.print(f"{step.sign} {step.what}", soft_wrap=True)
+        if not steps and not json:
+            out.print("nothing to do")
+        if steps and not (dry_run or yes or json):
+            typer.confirm(f"Do these {len(steps)} steps?", abort=True)
+        trouble: PmwatchError | None = None
+        for step in () if dry_run else steps:
+            try:
+                step.do()
+            except PmwatchError as error:
+                trouble = error
+                break
+            done += 1
+    if json:
+        shown = [{"sign": step.sign, "what": step.what, "done": number < done} for number, step in enumerate(steps)]
+        print_json({"steps": shown, "error": trouble.message if trouble else ""})
+    elif done:
+        out.print(f"{done} of {len(steps)} done")
+    if trouble is not None and not json:
+        raise trouble
+    if trouble is not None:
+        raise typer.Exit(ExitCode.FAILURE)

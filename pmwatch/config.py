@@ -195,6 +195,7 @@ class FolderOptions(Section):
     max_backlog: Annotated[int, Field(ge=0)] = 1000
     after_upload: AfterUpload = AfterUpload.KEEP
     archive_keep: Duration = 0.0
+    create_missing: bool = False
     quarantine: Quarantine = Quarantine.MOVE
 
 
@@ -621,6 +622,7 @@ def _folder(entry: FolderEntry, tenants: frozenset[str]) -> Folder:
         blocks=entry.on_failure == "block",
         supersede=entry.supersede,
         archive_seconds=entry.archive_keep,
+        create_missing=entry.create_missing,
         quarantine=entry.quarantine,
     )
 

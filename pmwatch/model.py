@@ -397,6 +397,7 @@ class Folder:
     root_marker: str = ""
     blocks: bool = False  # whether those behind a failed or held file wait for a person
     supersede: bool = False  # whether only the newest file matters
+    create_missing: bool = False  # whether dataset and datatable are created with the first file
     archive_seconds: float = 0.0  # how long archived files are kept; 0 for ever
     quarantine: Quarantine = Quarantine.MOVE
 

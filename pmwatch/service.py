@@ -538,7 +538,10 @@ class Service:
         if not waiting - set(self._unresolved) and (now < next_try or not waiting):
             self._unresolved = {target: error for target, error in self._unresolved.items() if target in waiting}
             return next_try
-        fared = self.uploader.resolve_names(waiting)
+        with_files = set(self.ledger.unresolved())
+        fared = self.uploader.resolve_names(
+            waiting, may_create=lambda target: target in with_files and self._may_create(target)
+        )
         troubles = {target: error for target, error in fared.items() if error is not None}
         self._unchecked -= {target for target, error in fared.items() if error is None}
         for target, error in troubles.items():
@@ -548,6 +551,14 @@ class Service:
         if fared:
             self._work.wake()
         return now + _RESOLVE_SECONDS
+
+    def _may_create(self, target: Target) -> bool:
+        """Tell whether a folder whose files go to this target wants what is missing to be created."""
+        wanting = [folder for folder in self._folders.values() if folder.create_missing]
+        return any(
+            folder.target == target or (folder.levels and target.tenant in {folder.target.tenant, *folder.tenants})
+            for folder in wanting
+        )
 
     def _audit_now_and_then(self) -> None:
         """Account for every file, well after start and then at long intervals."""

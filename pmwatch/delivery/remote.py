@@ -22,6 +22,9 @@ class Remote(Protocol):
     def resolve(self, target: Target) -> Destination:
         """Return the ids that a target's names stand for."""
 
+    def create(self, target: Target) -> None:
+        """Create the datatable that a target names, and its dataset, where they do not exist."""
+
     def presign(self, delivery: Delivery, source: Fingerprint, *, valid_seconds: int | None = None) -> str:
         """Return a URL for one PUT of this source, valid so long, or as long as the service thinks."""
 
@@ -62,6 +65,24 @@ class ProcessMindRemote:
     def resolve(self, target: Target) -> Destination:
         """Return the ids that a target's names stand for."""
         return self._call(target.tenant, lambda client: resolve(client, self._tenants[target.tenant].id, target))
+
+    def create(self, target: Target) -> None:
+        """Create the datatable that a target names as `Dataset/Table`, and its dataset, where they do not exist."""
+        dataset_name, _, table_name = target.datatable.rpartition("/")
+        dataset_name = dataset_name or target.dataset
+        if not dataset_name or not table_name:
+            raise DestinationUnknown(
+                f"the datatable {target.datatable!r} cannot be created: nobody knows in which dataset",
+                hint='Write it as "Dataset/Table", or set dataset as well.',
+            )
+        tenant_id = self._tenants[target.tenant].id
+
+        def create(client: Client) -> None:
+            there = [one for one in client.datasets(tenant_id) if dataset_name in (one.id, one.display_name)]
+            dataset = there[0] if there else client.create_dataset(tenant_id, dataset_name)
+            client.create_datatable(tenant_id, dataset.id, table_name)
+
+        self._call(target.tenant, create)
 
     def presign(self, delivery: Delivery, source: Fingerprint, *, valid_seconds: int | None = None) -> str:
         """Return a URL for one PUT, which points to an allowed host."""

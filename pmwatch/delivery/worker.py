@@ -42,7 +42,7 @@ from pmwatch.errors import (
 from pmwatch.failpoints import reached
 from pmwatch.files import is_away
 from pmwatch.ledger import Arrived, Decided, Disposed, Ledger, StaleClaim, Verdict
-from pmwatch.model import AfterUpload, Dedup, Delivery, Folder, Order, State, Target
+from pmwatch.model import AfterUpload, Dedup, Delivery, Destination, Folder, Order, State, Target
 from pmwatch.processmind import Receipt, url_expiry, url_host
 
 _URL_MARGIN_SECONDS: Final = 60.0
@@ -189,8 +189,12 @@ class Uploader:
             self._limits.ended(claimed[0])
         return True
 
-    def resolve_names(self, targets: Iterable[Target]) -> dict[Target, PmwatchError | None]:
+    def resolve_names(
+        self, targets: Iterable[Target], *, may_create: Callable[[Target], bool] = lambda _: False
+    ) -> dict[Target, PmwatchError | None]:
         """Resolve names to ids; return how each target fared: None, or why it cannot be.
+
+        What does not exist is created first where `may_create` says so.
 
         Absent is what was not tried or failed for its tenant, whose gate is closed. Must run in one thread only.
         """
@@ -200,7 +204,7 @@ class Uploader:
                 continue
             try:
                 self._limits.before_request(target.tenant, self._check)
-                self._ledger.resolve(target, self._remote.resolve(target))
+                self._ledger.resolve(target, self._destination(target, may_create=may_create(target)))
                 fared[target] = None
             except (DestinationUnknown, Rejected) as error:
                 fared[target] = error
@@ -218,6 +222,15 @@ class Uploader:
                 continue
             self._gates.succeeded(target.tenant)
         return fared
+
+    def _destination(self, target: Target, *, may_create: bool) -> Destination:
+        try:
+            return self._remote.resolve(target)
+        except DestinationUnknown:
+            if not may_create:
+                raise
+        self._remote.create(target)
+        return self._remote.resolve(target)
 
     def _check(self) -> None:
         """Make a turn in the middle of long work. Raises Interrupted once the attempt is to be given up."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -383,7 +384,7 @@ def test_a_failed_move_gives_the_source_its_name_again(
         folder = make_folder(drop, after_upload=AfterUpload.ARCHIVE, archive_dir=os.fsencode(other_disk))
     link = os.link
 
-    def full(source: bytes, target: bytes, **options: int) -> None:
+    def full(source: bytes, target: bytes, **options: Any) -> None:
         if DAY.encode() in target and not (elsewhere and not os.path.basename(source).startswith(b".pmwatch-copy")):
             raise OSError(28, "No space left on device")
         link(source, target, **options)

@@ -19,10 +19,7 @@ def made(tmp_path: Path, sandbox: SandboxServer, drop: Path, **options: str) -> 
     daemon = Daemon.for_sandbox(tmp_path, sandbox, folder).start()
     for name in NAMES:
         (drop / name).write_text(f"case,activity\n1,{name}\n")
-        wait_for(
-            f"{name} done",
-            lambda name=name: [d for d in daemon.deliveries() if d.path == name.encode() and d.finished_at],
-        )
+        daemon.wait_done(NAMES.index(name) + 1)
     return daemon
 
 

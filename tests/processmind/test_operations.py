@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def test_what_the_service_would_refuse_is_refused_with_its_message(world: World)
     group = client.create_process(tenant, "group", group=True).id
     user = client.users(tenant)[0]
     [ready, *_] = client.processes(tenant)
-    refused = [
+    refused: list[Callable[[], object]] = [
         lambda: client.create_mapping(tenant, bare, table, display_name="x"),
         lambda: client.create_mapping(tenant, ready.id, table, display_name="x", color="data-9"),
         lambda: client.create_mapping(tenant, ready.id, "no-table", display_name="x"),

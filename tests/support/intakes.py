@@ -52,6 +52,7 @@ class Told:
         self.backlogs: list[int] = []
         self.overdue: list[Candidate] = []
         self.scans = 0
+        self.missed: list[int] = []
 
     def folder_changed(self, folder: str, problem: FolderDown | None) -> None:  # noqa: ARG002  as above
         self.problems.append(problem.message if problem else "")
@@ -61,6 +62,7 @@ class Told:
 
     def scanned(self, folder: str, seconds: float, *, files: int, missed: int) -> None:  # noqa: ARG002  as above
         self.scans += 1
+        self.missed.append(missed)
 
     def backlog_held(self, folder: str, count: int) -> None:  # noqa: ARG002  as above
         self.backlogs.append(count)

@@ -176,6 +176,9 @@ class FakeRemote:
     expires_seconds: int = 3600
     signed_at: str = "20260101T000000Z"
 
+    def create(self, target: Target) -> None:
+        """There is nothing that does not exist."""
+
     def resolve(self, target: Target) -> Destination:
         return Destination(target.tenant, "dataset-1", target.datatable)
 

@@ -144,7 +144,7 @@ REFUSALS = {
             "defaults: xyzzy: unknown key; known keys: include, exclude, recursive, complete_when, marker, "
             "batch, settle, watch, poll_interval, root_marker, rescan_interval, dedup, order, on_failure, supersede, "
             "validate, require_columns, on_invalid, min_size, max_size, empty, shrink_guard, "
-            "backlog, max_backlog, after_upload, archive_keep, quarantine"
+            "backlog, max_backlog, after_upload, archive_keep, create_missing, quarantine"
         ),
     ),
     "a text where a number is needed": (

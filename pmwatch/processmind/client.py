@@ -8,11 +8,11 @@ import random
 import time
 from collections.abc import Callable, Hashable
 from functools import lru_cache
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Annotated, Any, Final, Self, TypeVar, cast, get_origin
 from urllib.parse import quote, urlencode
 
 import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, FailFast, TypeAdapter, ValidationError
 
 from pmwatch.errors import (
     AnswerLost,
@@ -365,9 +365,7 @@ class Client:
             raise Unreachable(error.message, hint=error.hint) from None  # reading again harms nothing
         if not response.is_success:
             raise api_error(response, secret=self._key)
-        if method in _WRITING and not response.content.strip():
-            return cast("_T", _adapter(cast("Hashable", shape)).validate_python({"id": ""}))
-        return _parse(shape, response)
+        return _parse(shape, response, wrote=method in _WRITING)
 
 
 def _tree_node(display_name: str, parent_id: str | None, node_type: str) -> Fields:
@@ -387,14 +385,19 @@ def _segment(text: str) -> str:
     return quote(text, safe="").replace(".", "%2E") if set(text) == {"."} else quote(text, safe="")
 
 
-def _parse(shape: type[_T], response: httpx.Response) -> _T:
+def _parse(shape: type[_T], response: httpx.Response, *, wrote: bool = False) -> _T:
+    """Return the answer in its shape. What `wrote` is done, however little the answer says: nothing, `null`, `"OK"`."""
     place = response.request.url.host
     try:
         data = json.loads(response.content)
     except (ValueError, RecursionError):
-        raise ServerFault(
-            f"{place}: the answer is not JSON", reason="bad_answer", status=response.status_code
-        ) from None
+        if not wrote:
+            raise ServerFault(
+                f"{place}: the answer is not JSON", reason="bad_answer", status=response.status_code
+            ) from None
+        data = {}
+    if wrote:
+        data = {"id": "", **(data if isinstance(data, dict) else {})}
     if isinstance(data, dict) and shape != dict[str, Any] and not _is_model(shape):
         data = next((value for value in data.values() if isinstance(value, list)), data)  # {"datasets": […]}
     try:
@@ -411,6 +414,10 @@ def _parse(shape: type[_T], response: httpx.Response) -> _T:
 @lru_cache(maxsize=64)
 def _adapter(shape: Hashable) -> TypeAdapter[Any]:
     """Return the validator of a shape; building one costs more than using it."""
+    if get_origin(shape) is list:
+        return TypeAdapter(
+            cast("Any", Annotated[cast("Any", shape), FailFast()])
+        )  # the first wrong one of a million is enough
     return TypeAdapter(cast("Any", shape))
 
 

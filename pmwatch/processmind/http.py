@@ -1,6 +1,7 @@
 """The HTTP seam: one connection pool, and the one place where httpx errors become pmwatch's."""
 
 import email.utils
+import math
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -133,11 +134,15 @@ class Http:
         return response
 
     def _read(self, response: httpx.Response) -> None:
+        """Read the answer's body within the seconds that each part of it may take: drops without end are no answer."""
         content = bytearray()
+        deadline = time.monotonic() + (response.request.extensions["timeout"]["read"] or math.inf)
         for chunk in response.iter_bytes():
             content += chunk
             if len(content) > MAX_ANSWER_BYTES:
                 raise ServerFault(f"{response.request.url.host}: the answer is longer than any real one")
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout("the answer comes in drops", request=response.request)
         response._content = bytes(content)  # noqa: SLF001  what response.read() does, with a limit
 
     def _note_clock(self, response: httpx.Response) -> None:

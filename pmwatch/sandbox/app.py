@@ -34,11 +34,13 @@ def build_app(sandbox: Sandbox, closing: asyncio.Event) -> Starlette:
         *_control_routes(sandbox),
         Mount(STORE_PATH, app=StorageApp(sandbox)),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(_FaultyFront, sandbox=sandbox, closing=closing)],
         exception_handlers={HTTPException: _error_answer},
     )
+    app.router.redirect_slashes = False  # another path is another path
+    return app
 
 
 async def _error_answer(_request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """What every operation of the sandbox's API is made of: a call that was let in, and the fields of its body."""
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -54,6 +55,7 @@ class Call:
         """Return the fields of the JSON object that was sent, with defaults; HTTPException 400 for what is wrong."""
         try:
             value = await self.request.json()
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
         except (ValueError, RecursionError) as error:
             raise HTTPException(400, "The body is not JSON") from error
         if not isinstance(value, dict):

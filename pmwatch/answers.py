@@ -172,7 +172,8 @@ def _target_pattern(folder: Folder) -> str:
     target, levels = folder.target, folder.levels
     parts = [("tenant", target.tenant), ("dataset", target.dataset), ("datatable", target.datatable)]
     shown = [value or (f"{{{name}}}" if f"{{{name}}}" in levels else "") for name, value in parts]
-    return "/".join(part for part in shown if part)
+    process = target.process or ("{process}" if "{process}" in levels else "")
+    return "/".join([*(part for part in shown if part), *([f"process:{process}"] if process else [])])
 
 
 def _gate_status(gate: Gate, now: float) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from pmwatch.timetable import parse_span
 
 ENV_PREFIX: Final = "PMWATCH_"
 _LONGEST_SECONDS: Final = 36500 * 86400.0
-PLACEHOLDERS: Final = ("{tenant}", "{dataset}", "{datatable}")
+PLACEHOLDERS: Final = ("{tenant}", "{dataset}", "{datatable}", "{process}")
 SECTIONS: Final = ("api", "state", "http", "log", "delivery", "defaults", "tenants", "folders")
 _HIDDEN_KEYS: Final = frozenset({"api_key", "proxy"})
 _HTTP_OFF: Final = "off"
@@ -157,6 +157,7 @@ class DeliverySection(Section):
     give_up_after: Duration = 86400.0
     shutdown_grace: Duration = 20.0
     drain_timeout: Duration = 600.0
+    ask_rows_after: Duration = 60.0
 
 
 class BatchOptions(Section):
@@ -217,6 +218,7 @@ class FolderEntry(FolderOptions):
     tenant: str = ""
     dataset: str = ""
     datatable: str = ""
+    process: str = ""
     archive_dir: PathText = ""
     quarantine_dir: PathText = ""
 
@@ -532,7 +534,8 @@ def _http_problems(http: HttpSection) -> list[str]:
 def _folder_problems(entry: FolderEntry, tenants: frozenset[str]) -> Iterator[str]:
     levels = _split_path(entry.path)[1]
     yield from _path_problems(entry, levels)
-    for key, value in (("tenant", entry.tenant), ("dataset", entry.dataset), ("datatable", entry.datatable)):
+    for key in ("tenant", "dataset", "datatable", "process"):
+        value = getattr(entry, key)
         if value and f"{{{key}}}" in levels:
             yield f"{key}: {value!r} is given, and the path has {{{key}}} as well; remove one"
     if not entry.tenant and "{tenant}" not in levels:
@@ -541,8 +544,15 @@ def _folder_problems(entry: FolderEntry, tenants: frozenset[str]) -> Iterator[st
         known = f"; known tenants: {', '.join(sorted(tenants)) or 'none'}"
         yield f"tenant: {entry.tenant!r} is not a [[tenants]] entry{_nearest(entry.tenant, sorted(tenants)) or known}"
     yield from _completeness_problems(entry)
-    if not entry.datatable and "{datatable}" not in levels:
-        yield 'datatable: missing; give an id, a name "Dataset/Table", or put {datatable} into the path'
+    tables = [key for key in ("datatable", "dataset") if getattr(entry, key) or f"{{{key}}}" in levels]
+    if entry.process or "{process}" in levels:
+        if tables:
+            yield f"process: given together with {tables[0]}; a folder takes event logs or BPMN models, not both"
+    elif "datatable" not in tables:
+        yield (
+            'datatable: missing; give an id, a name "Dataset/Table", or put {datatable} into the path; '
+            "or for BPMN models name their process"
+        )
 
 
 def _completeness_problems(entry: FolderEntry) -> Iterator[str]:
@@ -592,13 +602,13 @@ def _folder(entry: FolderEntry, tenants: frozenset[str]) -> Folder:
         name=entry.name,
         root=os.fsencode(root),
         levels=levels,
-        target=Target(entry.tenant, entry.datatable, entry.dataset),
+        target=Target(entry.tenant, entry.datatable, entry.dataset, entry.process),
         include=entry.include,
         exclude=entry.exclude,
         recursive=entry.recursive,
         settle_seconds=entry.settle,
         rescan_seconds=entry.rescan_interval,
-        dedup=entry.dedup,
+        dedup=_dedup(entry, levels),
         order=entry.order,
         after_upload=entry.after_upload,
         archive_dir=os.fsencode(os.path.normpath(entry.archive_dir or os.path.join(own, "archive"))),
@@ -625,6 +635,12 @@ def _folder(entry: FolderEntry, tenants: frozenset[str]) -> Folder:
         create_missing=entry.create_missing,
         quarantine=entry.quarantine,
     )
+
+
+def _dedup(entry: FolderEntry, levels: tuple[str, ...]) -> Dedup:
+    """A model replaces the one before it: an older one that comes back has to go again, unless told otherwise."""
+    models = bool(entry.process) or "{process}" in levels
+    return Dedup.LATEST if models and "dedup" not in entry.model_fields_set else entry.dedup
 
 
 def _contains(outer: bytes, inner: bytes) -> bool:

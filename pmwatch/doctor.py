@@ -96,7 +96,8 @@ def check_target(folder: Folder, tenant: Tenant, *, keys: KeyRing, http: Http, b
         )
     except PmwatchError as error:
         return Finding(Level.ERROR, what, error.message, error.hint)
-    return Finding(Level.OK, what, f"{folder.target} is datatable {found.datatable_id}")
+    kind = "process" if folder.target.process else "datatable"
+    return Finding(Level.OK, what, f"{folder.target} is {kind} {found.datatable_id}")
 
 
 def check_inotify(folders: Sequence[Folder]) -> Iterator[Finding]:

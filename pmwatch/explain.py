@@ -243,6 +243,7 @@ def as_dict(delivery: Delivery) -> dict[str, Any]:
         "size": delivery.fingerprint.size,
         "sha256": delivery.sha256,
         "etag": delivery.etag,
+        "row_count": delivery.row_count,
         "attempts": delivery.attempts,
         "seen_at": delivery.seen_at,
         "settled_at": delivery.settled_at,

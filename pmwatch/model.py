@@ -147,21 +147,27 @@ class Fingerprint:
 class Target:
     """Where a file should go, as the configuration words it; names are not yet resolved to ids.
 
-    `datatable` is an id, or `Dataset/Table` by name; `dataset` is an id or a name, or empty.
+    `datatable` is an id, or `Dataset/Table` by name; `dataset` is an id or a name, or empty. Where `process` is
+    given, also an id or a name, the file is a BPMN model of that process, and the other two are empty.
     """
 
     tenant: str
     datatable: str
     dataset: str = ""
+    process: str = ""
 
     def __str__(self) -> str:
-        """Return `tenant/dataset/datatable`, without what is empty."""
-        return "/".join(part for part in (self.tenant, self.dataset, self.datatable) if part)
+        """Return `tenant/dataset/datatable`, without what is empty, or `tenant/process:NAME`."""
+        process = f"process:{self.process}" if self.process else ""
+        return "/".join(part for part in (self.tenant, self.dataset, self.datatable, process) if part)
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A target after its names were resolved through the API: ids only."""
+    """A target after its names were resolved through the API: ids only.
+
+    For a BPMN model `datatable_id` is the id of its process, and `dataset_id` is empty.
+    """
 
     tenant_id: str
     dataset_id: str
@@ -221,6 +227,7 @@ class Delivery:
     released: bool = False  # a person said that it shall go, whatever the guards say
     expected_sha256: str = ""  # what a manifest said
     resent: bool = False  # a person asked for this repetition of `duplicate_of`: it goes past dedup
+    row_count: int | None = None  # the datatable's rows as the API last told them after this upload
 
     @property
     def display_path(self) -> str:
@@ -372,7 +379,7 @@ class Folder:
 
     `levels` names the directory levels below `root` that the path's placeholders stand for: for
     `/srv/drop/{tenant}/{datatable}` the root is `/srv/drop` and the levels are `("{tenant}", "{datatable}")`.
-    Empty `include` means the types that ProcessMind reads. Times are seconds.
+    Empty `include` means the types that ProcessMind reads, or `*.bpmn` where they are models. Times are seconds.
     """
 
     name: str
@@ -400,6 +407,11 @@ class Folder:
     create_missing: bool = False  # whether dataset and datatable are created with the first file
     archive_seconds: float = 0.0  # how long archived files are kept; 0 for ever
     quarantine: Quarantine = Quarantine.MOVE
+
+    @property
+    def takes_models(self) -> bool:
+        """Tell whether the folder's files are BPMN models of processes."""
+        return bool(self.target.process) or "{process}" in self.levels
 
     @property
     def own_dirs(self) -> tuple[bytes, ...]:

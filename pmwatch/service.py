@@ -27,8 +27,9 @@ from pmwatch.delivery.limits import Limits, Most
 from pmwatch.delivery.pace import Pace
 from pmwatch.delivery.remote import ProcessMindRemote, Remote
 from pmwatch.delivery.retry import RetryPolicy
+from pmwatch.delivery.rows import RowCounts
 from pmwatch.delivery.worker import Report, Uploader
-from pmwatch.errors import ConfigError, ExitCode, LedgerError, PmwatchError
+from pmwatch.errors import ConfigError, ExitCode, Interrupted, LedgerError, PmwatchError
 from pmwatch.explain import freeing, history
 from pmwatch.intake.evidence import quietens_leases
 from pmwatch.intake.folder import FolderIntake
@@ -207,6 +208,7 @@ class Service:
         self.gates = Gates(self._policy(longest=60.0), now=time.time, changed=self._reporter.gate_changed)
         self.limits = Limits(changed=self._reporter.share_changed)
         self.pace = Pace()
+        self.rows = RowCounts(ledger=self.ledger, gates=self.gates, limits=self.limits)
         self._apply(settings)
         self.answers = Answers(
             ledger=self.ledger,
@@ -241,6 +243,7 @@ class Service:
             requests={tenant.name: tenant.requests_per_second for tenant in settings.tenants},
         )
         self.pace.bandwidth = Bandwidth.parse(settings.delivery.bandwidth, settings.delivery.bandwidth_timetable)
+        self.rows.after_seconds = settings.delivery.ask_rows_after
         self._unchecked = {folder.target for folder in settings.folders if not folder.levels}
         self.ledger.adopt(self._folders)
         for folder in settings.folders:
@@ -252,7 +255,7 @@ class Service:
             gates=self.gates,
             folders=lambda: self._folders,
             policy=self._policy(),
-            report=self._reporter.reported,
+            report=self._reported,
             look_again=self._look_again,
             started=self._reporter.put_started,
             abort=self._abort,
@@ -523,10 +526,21 @@ class Service:
             ticket = self._work.ticket
             try:
                 next_try = self._resolve_once(next_try)
+                self.rows.ask(self._remote, self._check_resolving)
             except LedgerError as error:
                 self._log.error("ledger trouble", thread="resolve", error=error.message, hint=error.hint)
             self._work.wait(ticket, 1.0)
         self._pulse.forget("resolve")
+
+    def _check_resolving(self) -> None:
+        self._pulse.beat("resolve")
+        if self._no_more_claims.is_set():
+            raise Interrupted("pmwatch is shutting down")
+
+    def _reported(self, report: Report) -> None:
+        self._reporter.reported(report)
+        if report.what == "uploaded":
+            self.rows.arrived(report.delivery)
 
     def _resolve_once(self, next_try: float) -> float:
         """Resolve what is new at once, and what failed before every few seconds.

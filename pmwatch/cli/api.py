@@ -15,6 +15,7 @@ from pmwatch.cli import app
 from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json, settings_of
 from pmwatch.config import Settings
 from pmwatch.errors import ConfigError, DestinationUnknown
+from pmwatch.formats import Broken, read_model
 from pmwatch.model import Tenant
 from pmwatch.processmind.client import DEFAULT_BASE_URL, Client, Fields
 from pmwatch.processmind.keys import KeyRing
@@ -181,7 +182,7 @@ def _command(method: str) -> Callable[..., None]:
         dry_run, yes = given.pop("dry_run", False), given.pop("yes", False)
         access = access_of(given.pop("config"), given.pop("tenant"))
         if "bpmn_xml" in given:
-            given["bpmn_xml"] = read_xml(given["bpmn_xml"])
+            given["bpmn_xml"] = read_bpmn(given["bpmn_xml"])
         if deletes and not (dry_run or yes):
             named = ", ".join(str(value) for value in given.values())
             typer.confirm(f"{method.replace('_', ' ')} {named}?", abort=True)
@@ -225,8 +226,8 @@ def _common(*, writes: bool, deletes: bool) -> Iterator[inspect.Parameter]:
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def read_xml(path: str) -> str:
-    """Return an XML file as text; its encoding is in its first line, UTF-8 by default."""
+def read_bpmn(path: str) -> str:
+    """Return the BPMN model in a file (`-`: standard input), checked, as text."""
     try:
         if path == "-":
             data = sys.stdin.buffer.read()
@@ -235,12 +236,10 @@ def read_xml(path: str) -> str:
                 data = file.read()
     except OSError as error:
         raise typer.BadParameter(f"{path}: {error.strerror}") from None
-    for encoding in ("utf-8-sig", "utf-16") if data[:2] not in (b"\xff\xfe", b"\xfe\xff") else ("utf-16",):
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    raise typer.BadParameter(f"{path}: neither UTF-8 nor UTF-16 text")
+    try:
+        return read_model(data)
+    except Broken as broken:
+        raise typer.BadParameter(f"{path}: {broken.sentence}") from None
 
 
 def _show(answer: Any, *, as_json: bool) -> None:

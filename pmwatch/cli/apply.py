@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.api import DryRunOption, TenantOption, YesOption, access_of, read_xml
+from pmwatch.cli.api import DryRunOption, TenantOption, YesOption, access_of, read_bpmn
 from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json
 from pmwatch.errors import ExitCode, PmwatchError
 from pmwatch.processmind import Client
@@ -40,7 +40,7 @@ def apply(
     directory = os.path.dirname(os.path.abspath(plan))
     with Client(access.api_key, base_url=access.base_url) as client:
         provisioner = Provisioner(
-            client, access.tenant_id, wanted, read_model=lambda name: read_xml(os.path.join(directory, name))
+            client, access.tenant_id, wanted, read_model=lambda name: read_bpmn(os.path.join(directory, name))
         )
         steps = provisioner.steps(update_models=update_models, prune=prune)
         out, done = console(), 0

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from pmwatch.cli import app
-from pmwatch.cli.api import Access, access_of, read_xml
+from pmwatch.cli.api import Access, access_of, read_bpmn
 from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json
 from pmwatch.config import Settings, is_loopback
 from pmwatch.delivery.body import Source
@@ -29,7 +29,6 @@ from pmwatch.errors import (
     AnswerLost,
     ChecksumMismatch,
     Decision,
-    DestinationUnknown,
     ExitCode,
     PmwatchError,
     UrlExpired,
@@ -218,15 +217,12 @@ def _send_all(sender: _Sender, paths: Sequence[str], *, parallel: int, quiet: bo
 
 def _send_model(client: Client, tenant_id: str, path: str, process: str) -> _Sent:
     """Give a process, by id or name, the BPMN model in a file."""
-    text = read_xml(path)
     try:
-        found = [one for one in client.processes(tenant_id) if process in (one.id, one.display_name)]
-        if len(found) != 1:
-            raise DestinationUnknown(
-                f"{len(found)} processes are called {process!r}",
-                hint="pmwatch api process list shows them; name one by its id.",
-            )
-        client.upload_bpmn(tenant_id, found[0].id, text)
+        text = read_bpmn(path)
+        found = resolve(client, tenant_id, Target(tenant_id, "", "", process))
+        client.upload_bpmn(tenant_id, found.datatable_id, text)
+    except typer.BadParameter as wrong:
+        return _Sent(path, "failed", message=wrong.message.removeprefix(f"{path}: "))
     except PmwatchError as error:
         return _Sent(path, "failed", message=error.message, hint=error.hint)
     return _Sent(path, "uploaded", len(text))

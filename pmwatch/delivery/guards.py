@@ -5,7 +5,7 @@ from typing import Final
 
 from pmwatch.delivery.body import Source
 from pmwatch.errors import Refused
-from pmwatch.formats import check
+from pmwatch.formats import MAX_MODEL_BYTES, Broken, check, decode_model, read_model
 from pmwatch.model import MAX_PUT_BYTES, Delivery, Empty, Folder, OnInvalid, Validate, format_size
 
 _HINT: Final = "A corrected file in its place goes by itself; to send this one as it is: pmwatch release {id}"
@@ -37,8 +37,14 @@ def guard(
     if not size:
         if guards.empty is Empty.FAIL:
             raise Refused("it is empty", reason="empty", hint=_hint(delivery), fail=True)
-        return
+        if not delivery.target.process:
+            return
     _guard_size(delivery, folder, size, last_size)
+    if delivery.target.process:
+        try:
+            read_model(_content(source, beat))
+        except Broken as broken:
+            raise _refused(delivery, folder, "invalid", broken.sentence) from None
     if guards.validate is not Validate.OFF:
         finding = check(
             source.fileno(),
@@ -49,6 +55,25 @@ def guard(
         )
         if finding.ok is False:
             raise _refused(delivery, folder, "invalid", finding.sentence)
+
+
+def model_text(source: Source, *, check: Callable[[], None]) -> str:
+    """Return the BPMN model in a source as it goes into a request; `source` knows its hashes afterwards.
+
+    Raises Refused where nothing could be sent: it is too large, or no text.
+    """
+    try:
+        return decode_model(_content(source, check))
+    except Broken as broken:
+        raise Refused(broken.sentence, reason="invalid", hint="Export the model again as UTF-8.", fail=True) from None
+
+
+def _content(source: Source, check: Callable[[], None]) -> bytes:
+    if source.fingerprint.size > MAX_MODEL_BYTES:
+        said = f"{format_size(source.fingerprint.size)} are more than a model may have"
+        hint = f"A BPMN model of at most {format_size(MAX_MODEL_BYTES)} goes in one request."
+        raise Refused(said, reason="too_large", hint=hint, fail=True)
+    return b"".join(source.chunks(check=check))
 
 
 def _guard_size(delivery: Delivery, folder: Folder, size: int, last_size: Callable[[], int | None]) -> None:

@@ -23,13 +23,19 @@ class Remote(Protocol):
         """Return the ids that a target's names stand for."""
 
     def create(self, target: Target) -> None:
-        """Create the datatable that a target names, and its dataset, where they do not exist."""
+        """Create the datatable that a target names, and its dataset, or the process, where they do not exist."""
 
     def presign(self, delivery: Delivery, source: Fingerprint, *, valid_seconds: int | None = None) -> str:
         """Return a URL for one PUT of this source, valid so long, or as long as the service thinks."""
 
     def put(self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool) -> Receipt:
         """Send the bytes of a fresh body to the URL; the receipt confirms exactly these."""
+
+    def put_model(self, delivery: Delivery, text: str) -> None:
+        """Give the delivery's process this BPMN model in place of the one it has."""
+
+    def row_count(self, delivery: Delivery) -> int | None:
+        """Return how many rows the delivery's datatable has, where the API tells."""
 
 
 class ProcessMindRemote:
@@ -67,7 +73,14 @@ class ProcessMindRemote:
         return self._call(target.tenant, lambda client: resolve(client, self._tenants[target.tenant].id, target))
 
     def create(self, target: Target) -> None:
-        """Create the datatable that a target names as `Dataset/Table`, and its dataset, where they do not exist."""
+        """Create the datatable that a target names as `Dataset/Table`, and its dataset, where they do not exist.
+
+        Or the process, of that name.
+        """
+        tenant_id = self._tenants[target.tenant].id
+        if target.process:
+            self._call(target.tenant, lambda client: client.create_process(tenant_id, target.process))
+            return
         dataset_name, _, table_name = target.datatable.rpartition("/")
         dataset_name = dataset_name or target.dataset
         if not dataset_name or not table_name:
@@ -75,7 +88,6 @@ class ProcessMindRemote:
                 f"the datatable {target.datatable!r} cannot be created: nobody knows in which dataset",
                 hint='Write it as "Dataset/Table", or set dataset as well.',
             )
-        tenant_id = self._tenants[target.tenant].id
 
         def create(client: Client) -> None:
             there = [one for one in client.datasets(tenant_id) if dataset_name in (one.id, one.display_name)]
@@ -110,6 +122,19 @@ class ProcessMindRemote:
     def put(self, url: str, open_body: OpenBody, *, size: int, filename: str, only_if_absent: bool) -> Receipt:
         """Send the bytes of a fresh body to the URL."""
         return self._storage.put(url, open_body, size=size, filename=filename, only_if_absent=only_if_absent)
+
+    def put_model(self, delivery: Delivery, text: str) -> None:
+        """Give the delivery's process this BPMN model in place of the one it has; repeating it changes nothing."""
+        ids = delivery.destination
+        assert ids is not None
+        self._call(delivery.target.tenant, lambda client: client.upload_bpmn(ids.tenant_id, ids.datatable_id, text))
+
+    def row_count(self, delivery: Delivery) -> int | None:
+        """Return how many rows the delivery's datatable has, where the API tells."""
+        ids = delivery.destination
+        assert ids is not None
+        found = self._call(delivery.target.tenant, lambda client: client.datatable(ids.tenant_id, ids.datatable_id))
+        return found.row_count
 
 
 def api_filename(path: bytes) -> str:

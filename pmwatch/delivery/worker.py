@@ -17,7 +17,7 @@ from typing import Any, Final
 from pmwatch.delivery.body import Source
 from pmwatch.delivery.dispose import clear_quarantine, dispose, quarantine, source_of
 from pmwatch.delivery.gates import Gates
-from pmwatch.delivery.guards import guard, guard_content
+from pmwatch.delivery.guards import guard, guard_content, model_text
 from pmwatch.delivery.limits import Limits
 from pmwatch.delivery.pace import Pace
 from pmwatch.delivery.remote import LONGEST_VALID_SECONDS, Remote, api_filename
@@ -343,7 +343,7 @@ class Uploader:
         ready: list[_Attempt] = []
         fresh: list[_Attempt] = []
         for attempt in run.attempts:
-            if attempt.decided.verdict is Verdict.SEND:
+            if attempt.decided.verdict is Verdict.SEND and not attempt.delivery.target.process:
                 attempt.repeated = self._is_usable(attempt.url)
                 if not attempt.repeated and not self._attempt(run, attempt, self._presign):
                     break
@@ -393,6 +393,11 @@ class Uploader:
             self._arrived(run)
         self._check()
         assert attempt.source is not None
+        if attempt.delivery.target.process:
+            sent = self._put_model(attempt, attempt.source)
+            _verify(sent)
+            run.sent.append(sent)
+            return
         self._enter_storage(attempt)
         try:
             sent = self._put(attempt, attempt.source, only_if_absent=attempt.repeated)
@@ -446,6 +451,19 @@ class Uploader:
         if receipt is not None:
             self._pace.saw(source.fingerprint.size, time.monotonic() - started)
         return _Sent(attempt, receipt, source.sha256, time.monotonic() - started, verified, self._now())
+
+    def _put_model(self, attempt: _Attempt, source: Source) -> _Sent:
+        """Give a process its BPMN model. A lost answer needs no more care than trying again: the model replaces."""
+        delivery = attempt.delivery
+        self._limits.before_request(delivery.target.tenant, self._check)
+        text = model_text(source, check=self._check)
+        started = time.monotonic()
+        self._started(delivery)
+        self._remote.put_model(delivery, text)
+        reached("after_answer")
+        self._gates.succeeded(attempt.gate)
+        self._limits.went_well(delivery.target.tenant)
+        return _Sent(attempt, None, source.sha256, time.monotonic() - started, None, self._now())
 
     # ---- ends ---------------------------------------------------------------------------------------------
 
@@ -715,6 +733,8 @@ def _moves(folder: Folder) -> bool:
 
 
 def _detail(sent: _Sent) -> str:
+    if sent.attempt.delivery.target.process:
+        return "the process has this model"
     if sent.receipt is None:
         return "an earlier attempt had arrived"
     return {None: "etag not comparable", True: "etag verified"}.get(sent.verified, "")

@@ -10,12 +10,13 @@ from typing import Final
 from pmwatch.formats.binary import check_json, check_orc, check_parquet, check_xls
 from pmwatch.formats.finding import Broken, Finding, Unknown
 from pmwatch.formats.markup import check_xml
+from pmwatch.formats.models import MAX_MODEL_BYTES, decode_model, read_model
 from pmwatch.formats.sheets import check_workbook
 from pmwatch.formats.source import Blocks, Source
 from pmwatch.formats.text import check_text
 from pmwatch.model import Validate
 
-__all__ = ["Finding", "Validate", "check"]
+__all__ = ["MAX_MODEL_BYTES", "Broken", "Finding", "Validate", "check", "decode_model", "read_model"]
 
 _TEXTS: Final = ("csv", "tsv", "txt")
 _MARKUP: Final = {"xes": "log", "bpmn": "definitions"}

@@ -43,7 +43,8 @@ class Rules:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._unfinished = _compile(UNFINISHED_NAMES)
-        self._include = _compile(folder.include or tuple(f"*.{kind}" for kind in READABLE_TYPES))
+        kinds = ("bpmn",) if folder.takes_models else READABLE_TYPES
+        self._include = _compile(folder.include or tuple(f"*.{kind}" for kind in kinds))
         self._exclude = _compile(folder.exclude)
         self._markers = _compile(_marker_names(folder.completeness))
         self._own = tuple(os.path.relpath(own, folder.root) for own in folder.own_dirs if _is_below(own, folder.root))

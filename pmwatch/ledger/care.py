@@ -14,7 +14,7 @@ from pmwatch.errors import LedgerError
 from pmwatch.ledger.base import Base
 from pmwatch.ledger.moves import add_count, delivery_of, fingerprint_values, move_each, target_values
 from pmwatch.ledger.schema import actions, deliveries
-from pmwatch.ledger.statements import CURRENT, FRESH_VALUES, INSERT, LAST_SEQ
+from pmwatch.ledger.statements import CURRENT, FRESH_VALUES, INSERT, LAST_SEQ, TARGET
 from pmwatch.ledger.values import Action
 from pmwatch.model import WAITING, Delivery, Fingerprint, Order, Outcome, State, Target
 
@@ -103,7 +103,7 @@ class Care(Base):
         last = (
             select(func.max(_d.id))
             .where(_d.outcome == Outcome.UPLOADED)
-            .group_by(_d.tenant, _d.dataset, _d.datatable)
+            .group_by(*(_d[name] for name in TARGET))
             .scalar_subquery()
         )
         query = (

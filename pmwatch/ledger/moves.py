@@ -22,6 +22,7 @@ from pmwatch.ledger.statements import (
     RESOLVED,
     SETTLED_VALUES,
     STATE_OF,
+    TARGET,
     move_statement,
 )
 from pmwatch.ledger.values import Decided, Known, StaleClaim, Verdict
@@ -59,9 +60,19 @@ def destination_values(destination: Destination | None) -> dict[str, str]:
     return {"tenant_id": ids.tenant_id, "dataset_id": ids.dataset_id, "datatable_id": ids.datatable_id}
 
 
+def target_names(target: Target) -> dict[str, str]:
+    """Return the columns of a target's names."""
+    return {name: getattr(target, name) for name in TARGET}
+
+
+def target_of(row: Row) -> Target:
+    """Return the target whose names a row holds."""
+    return Target(row.tenant, row.datatable, row.dataset, row.process)
+
+
 def target_values(c: Connection, target: Target, order: Order) -> dict[str, str]:
     """Return the columns of a target, with its ids where they are known, and make sure that its lane exists."""
-    names = {"tenant": target.tenant, "dataset": target.dataset, "datatable": target.datatable}
+    names = target_names(target)
     row = c.execute(RESOLVED, names).first()
     destination = Destination(row.tenant_id, row.dataset_id, row.datatable_id) if row is not None else None
     lane = lane_of(target, destination, order)
@@ -221,13 +232,10 @@ def _insert(c: Connection, file: Settled, *, previous_id: int) -> int:
 
 def _supersede(c: Connection, file: Settled, by: int) -> None:
     """End what still waits for the same datatable in this folder: only the newest matters there."""
-    target = file.target
     older = select(_d.id).where(
         _d.folder == file.folder,
         _d.state == State.QUEUED,
-        _d.tenant == target.tenant,
-        _d.dataset == target.dataset,
-        _d.datatable == target.datatable,
+        *(_d[name] == value for name, value in target_names(file.target).items()),
         _d.id != by,
     )
     values = {"outcome": Outcome.SUPERSEDED, "reason": "superseded", "finished_at": file.settled_at}
@@ -293,7 +301,7 @@ def delivery_of(row: Row) -> Delivery:
         id=row.id,
         folder=row.folder,
         path=row.path,
-        target=Target(row.tenant, row.datatable, row.dataset),
+        target=target_of(row),
         destination=destination,
         state=State(row.state),
         outcome=row.outcome,
@@ -319,4 +327,5 @@ def delivery_of(row: Row) -> Delivery:
         released=bool(row.released),
         expected_sha256=row.expected_sha256,
         resent=bool(row.resent),
+        row_count=row.row_count,
     )

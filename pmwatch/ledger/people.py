@@ -14,12 +14,13 @@ from pmwatch.ledger.moves import (
     fingerprint_values,
     lane_of_id,
     move_each,
+    target_of,
     target_values,
 )
 from pmwatch.ledger.schema import actions, deliveries
 from pmwatch.ledger.statements import BY_ID, FRESH_VALUES, INSERT, LAST_SEQ, LAST_SIZE, SETTLED_VALUES
 from pmwatch.ledger.values import Action
-from pmwatch.model import PENDING, Delivery, Order, Outcome, State, Target
+from pmwatch.model import PENDING, Delivery, Order, Outcome, State
 
 _d: Final = deliveries.c
 _PEOPLES: Final = (State.FAILED, State.HELD)
@@ -151,7 +152,7 @@ def _resend(c: Connection, id_: int, order_of: Callable[[str], Order], action: i
         return 0
     if in_place:
         c.execute(update(deliveries).where(_d.id == id_).values(current=None))
-    values = FRESH_VALUES | target_values(c, Target(row.tenant, row.datatable, row.dataset), order_of(row.folder))
+    values = FRESH_VALUES | target_values(c, target_of(row), order_of(row.folder))
     values |= fingerprint_values(fingerprint_of(row))
     values |= {"folder": row.folder, "path": row.path, "current": row.current if in_place else None}
     values |= {"seq": int(c.execute(LAST_SEQ).scalar() or 0) + 1, "sort_key": b"", "attempts": 0, "previous_id": 0}

@@ -69,6 +69,8 @@ deliveries: Final = Table(
     Column("sort_key", LargeBinary, nullable=False),  # its place in the lane, before seq; empty by arrival
     Column("blocks", Integer, nullable=False),  # 1 while it ended badly and those behind it in the lane have to wait
     Column("resent", Integer, nullable=False),  # the action by which a person asked for this repetition, else 0
+    Column("process", Text, nullable=False),  # whose BPMN model it is, else empty; its id is in datatable_id
+    Column("row_count", BigInteger),  # the datatable's rows after this upload, where the API told
 )
 
 actions: Final = Table(
@@ -104,6 +106,7 @@ destinations: Final = Table(
     Column("tenant", Text, primary_key=True),
     Column("dataset", Text, primary_key=True),
     Column("datatable", Text, primary_key=True),
+    Column("process", Text, primary_key=True),
     Column("tenant_id", Text, nullable=False),
     Column("dataset_id", Text, nullable=False),
     Column("datatable_id", Text, nullable=False),
@@ -151,6 +154,13 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX ix_location ON deliveries (location)",
         """CREATE TABLE actions (id INTEGER PRIMARY KEY, at DOUBLE NOT NULL, who TEXT NOT NULL, command TEXT NOT NULL,
             why TEXT NOT NULL, deliveries TEXT NOT NULL)""",
+        "ALTER TABLE deliveries ADD COLUMN process TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE deliveries ADD COLUMN row_count BIGINT",
+        "DROP TABLE destinations",  # only what the API told, which is asked again at every start
+        """CREATE TABLE destinations (
+            tenant TEXT NOT NULL, dataset TEXT NOT NULL, datatable TEXT NOT NULL, process TEXT NOT NULL,
+            tenant_id TEXT NOT NULL, dataset_id TEXT NOT NULL, datatable_id TEXT NOT NULL,
+            PRIMARY KEY (tenant, dataset, datatable, process))""",
     ),
 )
 VERSION: Final = len(MIGRATIONS)

@@ -9,6 +9,9 @@ from pmwatch.ledger.schema import counts, deliveries, destinations, lanes
 from pmwatch.model import Outcome, State
 
 _d: Final = deliveries.c
+TARGET: Final = ("tenant", "dataset", "datatable", "process")
+"""The columns of a target's names."""
+
 
 ENDED_BADLY: Final = (State.FAILED, State.HELD)
 
@@ -34,6 +37,7 @@ FRESH_VALUES: Final[dict[str, Any]] = {
     "duplicate_of": 0,
     "kept": 1,
     "location": b"",
+    "row_count": None,
     "released": 0,
     "blocks": 0,
     "resent": 0,
@@ -130,7 +134,7 @@ NEXT_DISPOSAL: Final = (
 )
 # An unresolved row has no id at all; asking for both columns lets ix_content find it among many that wait.
 UNRESOLVED: Final = (
-    select(_d.tenant, _d.dataset, _d.datatable)
+    select(*(_d[name] for name in TARGET))
     .where(_d.tenant_id == "", _d.datatable_id == "", _d.state == State.QUEUED)
     .distinct()
 )
@@ -176,6 +180,4 @@ ADD_COUNT: Final = (
     .where(counts.c.folder == bindparam("of_folder"), counts.c.state == bindparam("of_state"))
     .values(n=counts.c.n + bindparam("by"))
 )
-RESOLVED: Final = select(destinations).where(
-    *(destinations.c[name] == bindparam(name) for name in ("tenant", "dataset", "datatable"))
-)
+RESOLVED: Final = select(destinations).where(*(destinations.c[name] == bindparam(name) for name in TARGET))

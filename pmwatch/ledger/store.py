@@ -28,6 +28,8 @@ from pmwatch.ledger.moves import (
     move_one,
     require_claim,
     size_mark,
+    target_names,
+    target_of,
     target_values,
     verdict_on,
 )
@@ -44,6 +46,7 @@ from pmwatch.ledger.statements import (
     NEXT_UNORDERED,
     SETTLED_VALUES,
     TAKE_TURN,
+    TARGET,
     UNRESOLVED,
 )
 from pmwatch.ledger.values import Arrived, Decided, Disposed, Known, Verdict
@@ -101,17 +104,15 @@ class Ledger(People, Care, Questions):
 
         def work(c: Connection) -> int:
             changed = 0
-            columns = (_d.id, _d.path, _d.tenant, _d.dataset, _d.datatable, _d.lane)
+            columns = (_d.id, _d.path, *(_d[name] for name in TARGET), _d.lane)
             rows = c.execute(select(*columns).where(_d.folder == folder, _d.state == State.QUEUED)).all()
             for row in rows:
                 found = target_of(row.path)
                 if found is None:
                     continue
                 values = target_values(c, *found)
-                if (row.tenant, row.dataset, row.datatable, row.lane) != tuple(
-                    values[key] for key in ("tenant", "dataset", "datatable", "lane")
-                ):
-                    if any(getattr(row, key) != values[key] for key in ("tenant", "dataset", "datatable")):
+                if any(getattr(row, key) != values[key] for key in (*TARGET, "lane")):
+                    if any(getattr(row, key) != values[key] for key in TARGET):
                         values["presigned_url"] = ""  # else it may still tell whether the bytes arrived
                     c.execute(update(deliveries).where(_d.id == row.id).values(**values))
                     changed += 1
@@ -392,21 +393,26 @@ class Ledger(People, Care, Questions):
     def unresolved(self) -> list[Target]:
         """Return the targets of queued deliveries whose names are not resolved to ids yet."""
         rows = self._read(lambda c: c.execute(UNRESOLVED).all())
-        return [Target(row.tenant, row.datatable, row.dataset) for row in rows]
+        return [target_of(row) for row in rows]
 
     def count_unresolved(self, targets: Iterable[Target]) -> int:
         """Return how many queued deliveries go to any of these targets, which have no ids yet."""
         wanted = set(targets)
-        columns = (_d.tenant, _d.dataset, _d.datatable, func.count().label("n"))
-        query = select(*columns).where(_d.state == State.QUEUED, _d.datatable_id == "")
-        rows = self._read(lambda c: c.execute(query.group_by(*columns[:3])).all())
-        return sum(row.n for row in rows if Target(row.tenant, row.datatable, row.dataset) in wanted)
+        names = [_d[name] for name in TARGET]
+        query = select(*names, func.count().label("n")).where(_d.state == State.QUEUED, _d.datatable_id == "")
+        rows = self._read(lambda c: c.execute(query.group_by(*names)).all())
+        return sum(row.n for row in rows if target_of(row) in wanted)
+
+    def tell_rows(self, delivery: Delivery, rows: int) -> None:
+        """Record how many rows the datatable of an upload had when the API was asked afterwards."""
+        change = update(deliveries).where(_d.id == delivery.id, _d.outcome == Outcome.UPLOADED).values(row_count=rows)
+        self._write(lambda c: c.execute(change) and None)
 
     def resolve(self, target: Target, destination: Destination) -> None:
         """Record which ids a target's names stand for, for waiting deliveries and for later ones."""
 
         def work(c: Connection) -> None:
-            key = {"tenant": target.tenant, "dataset": target.dataset, "datatable": target.datatable}
+            key = target_names(target)
             ids = destination_values(destination)
             same = and_(*(destinations.c[name] == value for name, value in key.items()))
             c.execute(delete(destinations).where(same))

@@ -11,8 +11,12 @@ from pmwatch.processmind.models import Dataset, Datatable
 def resolve(client: Client, tenant_id: str, target: Target) -> Destination:
     """Return the ids that `target` stands for. Raises DestinationUnknown, naming what is nearest.
 
+    A process is found by its id, or by its name where that is unique.
+
     An id always wins over an equal name. `Dataset/Table` names both; a lone table name must be unique.
     """
+    if target.process:
+        return Destination(tenant_id, "", _process_id(client, tenant_id, target))
     tables = client.datatables(tenant_id)
     exact = next((table for table in tables if table.id == target.datatable), None)
     if exact is not None and exact.dataset_id:
@@ -34,6 +38,23 @@ def resolve(client: Client, tenant_id: str, target: Target) -> Destination:
     if len(found) == 1:
         return Destination(tenant_id, found[0][0].id, found[0][1].id)
     raise _unknown(target, candidates, found)
+
+
+def _process_id(client: Client, tenant_id: str, target: Target) -> str:
+    name = target.process
+    there = [one for one in client.processes(tenant_id) if one.tree_node_type == "Process"]
+    found = [one for one in there if one.id == name] or [one for one in there if one.display_name == name]
+    if len(found) == 1:
+        return found[0].id
+    if found:
+        raise DestinationUnknown(
+            f"the process {name!r} is not unique: {', '.join(one.id for one in found)}",
+            hint="Write the id instead of the name.",
+        )
+    names = [one.display_name for one in there]
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
+    hint = f"The tenant has: {', '.join(close)}." if close else "The tenant has no processes."
+    raise DestinationUnknown(f"there is no process {name!r} in tenant {target.tenant!r}", hint=hint)
 
 
 def _tables_of(client: Client, tenant_id: str, dataset: Dataset) -> list[Datatable]:

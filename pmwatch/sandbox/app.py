@@ -19,7 +19,7 @@ from pmwatch import __version__
 from pmwatch.sandbox.api import OPERATIONS, api_routes
 from pmwatch.sandbox.faults import Fault
 from pmwatch.sandbox.openapi import openapi
-from pmwatch.sandbox.state import Sandbox
+from pmwatch.sandbox.state import Record, Sandbox
 from pmwatch.sandbox.storage import STORE_PATH, StorageApp
 from pmwatch.sandbox.store import ObjectRecord, RequestRecord
 from pmwatch.sandbox.wire import Answer, answer, cut, header, refuse, xml_answer
@@ -175,7 +175,7 @@ class _Control:
 
     async def index(self, _request: Request) -> Response:
         return HTMLResponse(
-            _index_page(self._sandbox.store.records()),
+            _index_page(self._sandbox.store.records(), self._sandbox.models()),
             headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"},
         )
 
@@ -242,13 +242,29 @@ code {{ font-size: 85%; }}
 <table><thead><tr><th>received</th><th>file</th><th>bytes</th><th>puts</th><th>SHA-256</th></tr>
 </thead><tbody>
 {rows}
+</tbody></table>
+<p>{model_count} process(es) with a BPMN model.</p>
+<table><thead><tr><th>received</th><th>process</th><th>tenant</th><th>characters</th></tr></thead><tbody>
+{models}
 </tbody></table></body></html>
 """
 
 
-def _index_page(records: list[ObjectRecord]) -> str:
+def _index_page(records: list[ObjectRecord], models: list[tuple[str, Record]]) -> str:
     latest = records[: -_SHOWN_OBJECTS - 1 : -1]
-    return _PAGE.format(count=len(records), rows="\n".join(map(_index_row, latest)))
+    return _PAGE.format(
+        count=len(records),
+        rows="\n".join(map(_index_row, latest)),
+        model_count=len(models),
+        models="\n".join(_model_row(tenant, process) for tenant, process in models[-_SHOWN_OBJECTS:]),
+    )
+
+
+def _model_row(tenant: str, process: Record) -> str:
+    return (
+        f"<tr><td>{escape(process['updatedAt'])}</td><td>{escape(process['displayName'])}</td>"
+        f"<td>{escape(tenant)}</td><td class=n>{len(process['bpmn'])}</td></tr>"
+    )
 
 
 def _index_row(record: ObjectRecord) -> str:

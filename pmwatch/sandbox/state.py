@@ -248,6 +248,14 @@ class Sandbox:
         """Remember a request."""
         self._requests.append(record)
 
+    def models(self) -> list[tuple[str, Record]]:
+        """Return the processes that have a BPMN model, each with its tenant's name, latest last."""
+        with self._lock:
+            found = [
+                (one.name, process) for one in self._tenants.values() for process in one.processes if process["bpmn"]
+            ]
+        return sorted(found, key=lambda pair: str(pair[1]["updatedAt"]))
+
     def requests(self) -> list[RequestRecord]:
         """Return the latest requests to the API and the store, oldest first."""
         return list(self._requests.copy())

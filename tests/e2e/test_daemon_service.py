@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +18,6 @@ def daemon(tmp_path: Path, sandbox: SandboxServer, drop: Path) -> Iterator[Daemo
     folder = folder_toml("orders", drop, datatable=table_id(sandbox))
     with Daemon.for_sandbox(tmp_path, sandbox, folder) as daemon:
         yield daemon
-
-
-def command(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run another pmwatch command with the daemon's configuration."""
-    words = [sys.executable, "-m", "pmwatch", *arguments, "--config", str(daemon.config)]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
 def test_ready_comes_with_the_watch_armed_and_health_and_metrics_answer(daemon: Daemon, drop: Path) -> None:
@@ -146,7 +138,7 @@ def test_a_rejected_file_goes_to_quarantine_and_retry_sends_it(
     assert facts["file"] == "a.csv"
     assert "http" not in facts["message"]
     assert not (drop / "a.csv").exists()
-    assert command(daemon, "retry", str(daemon.deliveries()[0].id)).returncode == 0
+    assert daemon.command("retry", str(daemon.deliveries()[0].id)).returncode == 0
     daemon.wait_done(1)
     assert stored(sandbox) == {"a.csv": b"a,b\n1,1\n"}
 
@@ -158,18 +150,18 @@ def test_status_why_audit_and_doctor_answer_while_it_runs_and_after(
     (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
     daemon.wait_done(1)
     for running in (True, False):
-        status = json.loads(command(daemon, "status", "--json").stdout)
+        status = json.loads(daemon.command("status", "--json").stdout)
         assert status["folders"][0]["states"]["done"] == 1
         assert status["deliveries"][0]["path"] == "a.csv"
-        why = json.loads(command(daemon, "why", str(drop / "a.csv"), "--json").stdout)
+        why = json.loads(daemon.command("why", str(drop / "a.csv"), "--json").stdout)
         assert why["verdict"] == "done"
         assert any("not watched now" in sentence for sentence in why["sentences"]) is not running
-        assert command(daemon, "audit").returncode == 0
-        assert command(daemon, "doctor").returncode == 0
+        assert daemon.command("audit").returncode == 0
+        assert daemon.command("doctor").returncode == 0
         if running:
             assert daemon.stop() == 0
     (drop / "b.csv").write_bytes(b"a,b\n2,2\n")
-    audit = command(daemon, "audit", "--json")
+    audit = daemon.command("audit", "--json")
     assert audit.returncode == 1
     assert json.loads(audit.stdout)[0]["named"] == ["b.csv"]
 
@@ -180,7 +172,7 @@ def test_a_wrong_configuration_exits_78_with_every_problem_and_no_traceback(daem
         daemon.config.read_text().replace("settle =", "settel =").replace('tenant = "demo"', 'tenant = "dmeo"')
     )
     for name in ("run", "check", "doctor"):
-        told = command(daemon, name)
+        told = daemon.command(name)
         assert told.returncode == 78
         assert 'did you mean "settle"' in told.stderr
         assert 'did you mean "demo"' in told.stderr
@@ -190,7 +182,7 @@ def test_a_wrong_configuration_exits_78_with_every_problem_and_no_traceback(daem
 def test_a_taken_port_is_a_clear_error(daemon: Daemon, sandbox: SandboxServer) -> None:
     daemon.write_config()
     port = sandbox.base_url.rpartition(":")[2]
-    told = command(daemon, "run", "--listen", f"127.0.0.1:{port}")
+    told = daemon.command("run", "--listen", f"127.0.0.1:{port}")
     assert told.returncode == 1
     assert "listen" in told.stderr
     assert "Traceback" not in told.stderr

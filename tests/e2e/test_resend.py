@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,8 @@ def made(tmp_path: Path, sandbox: SandboxServer, drop: Path, **options: str) -> 
     return daemon
 
 
-def command(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "pmwatch", words[0], "--config", str(daemon.config), *words[1:]]
-    return subprocess.run(line, capture_output=True, text=True, check=False, input="")
-
-
 def resend(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    return command(daemon, "resend", "--folder", "orders", "--since", "1h", "--yes", *words)
+    return daemon.command("resend", "--folder", "orders", "--since", "1h", "--yes", *words)
 
 
 @pytest.mark.parametrize("after_upload", ["keep", "archive"])
@@ -49,12 +43,12 @@ def test_what_was_uploaded_goes_again_in_its_order_past_dedup_and_stays_where_it
         assert sorted(path.relative_to(drop) for path in drop.rglob("*.csv")) == before
         assert [record.filename for record in sandbox.objects()] == [*NAMES, *NAMES]
         assert {one.outcome for one in again} == {"uploaded"}
-        [action] = json.loads(command(daemon, "history", "--json").stdout)["actions"]
+        [action] = json.loads(daemon.command("history", "--json").stdout)["actions"]
         assert (action["command"], action["why"], action["deliveries"]) == ("resend", "the table was emptied", "4-6")
         assert action["who"]
         assert daemon.stop() == 0
-        assert "the table was emptied" in command(daemon, "history", "--actions").stdout, "from the ledger as well"
-        assert json.loads(command(daemon, "audit", "--json").stdout)[0]["unaccounted"] == 0
+        assert "the table was emptied" in daemon.command("history", "--actions").stdout, "from the ledger as well"
+        assert json.loads(daemon.command("audit", "--json").stdout)[0]["unaccounted"] == 0
 
 
 def test_a_file_that_was_changed_in_the_archive_is_not_sent_as_if_it_were_the_old_one(
@@ -98,20 +92,20 @@ def test_a_dry_run_and_a_refused_question_send_nothing(tmp_path: Path, sandbox: 
         shown = resend(daemon, "--dry-run")
         assert shown.returncode == 0
         assert shown.stdout.count("yes") == 3
-        asked = command(daemon, "resend", "--folder", "orders", "--since", "1h")
+        asked = daemon.command("resend", "--folder", "orders", "--since", "1h")
         assert asked.returncode == 1
         assert "go a second time to" in asked.stdout
-        nothing = command(
-            daemon, "resend", "--folder", "orders", "--since", "2020-01-01", "--until", "2020-02-01", "--yes"
+        nothing = daemon.command(
+            "resend", "--folder", "orders", "--since", "2020-01-01", "--until", "2020-02-01", "--yes"
         )
         assert "nothing was uploaded in that time" in nothing.stdout
-        assert command(daemon, "resend", "--folder", "orders", "--since", "yesterday").returncode == 2
-        assert command(daemon, "resend").returncode == 2
-        unknown = command(daemon, "resend", "2", "999")
+        assert daemon.command("resend", "--folder", "orders", "--since", "yesterday").returncode == 2
+        assert daemon.command("resend").returncode == 2
+        unknown = daemon.command("resend", "2", "999")
         assert unknown.returncode == 2
         assert "999: no such upload" in unknown.stderr
         assert len(daemon.deliveries()) == 3
-        by_id = command(daemon, "resend", "3", "1", "--json")
+        by_id = daemon.command("resend", "3", "1", "--json")
         assert json.loads(by_id.stdout)["queued"] == [4, 5]
         daemon.wait_done(5)
         assert [record.filename for record in sandbox.objects()] == [*NAMES, "b.csv", "c.csv"]
@@ -126,11 +120,11 @@ def test_history_tells_by_folder_state_outcome_and_age_from_daemon_and_ledger(
         for running in (True, False):
             if not running:
                 daemon.stop()
-            found = json.loads(command(daemon, "history", "--outcome", "duplicate", "--json").stdout)["deliveries"]
+            found = json.loads(daemon.command("history", "--outcome", "duplicate", "--json").stdout)["deliveries"]
             assert [(one["path"], one["duplicate_of"]) for one in found] == [("same.csv", 2)]
-            assert len(json.loads(command(daemon, "history", "--json", "--limit", "2").stdout)["deliveries"]) == 2
-            assert "same as 2" in command(daemon, "history", "--folder", "orders", "--since", "1h").stdout
-            assert command(daemon, "history", "--state", "held").stdout == "nothing\n"
-            wrong = command(daemon, "history", "--state", "gone")
+            assert len(json.loads(daemon.command("history", "--json", "--limit", "2").stdout)["deliveries"]) == 2
+            assert "same as 2" in daemon.command("history", "--folder", "orders", "--since", "1h").stdout
+            assert daemon.command("history", "--state", "held").stdout == "nothing\n"
+            wrong = daemon.command("history", "--state", "gone")
             assert wrong.returncode == 2
             assert "none of queued" in wrong.stderr

@@ -116,9 +116,10 @@ def test_a_model_goes_to_its_process_by_name(tmp_path: Path, sandbox: SandboxSer
         assert client.processes(tenant["id"])[0].designer_model_id
         (tmp_path / "o2c.bpmn").write_text("<html/>")
         wrong = upload(sandbox, str(tmp_path / "o2c.bpmn"), "--to", tenant["id"], "--process", "Order to cash")
-        assert (wrong.returncode, b"not a BPMN 2.0 document" in wrong.stdout) == (1, True)
+        assert (wrong.returncode, b"it is no BPMN 2.0 model" in wrong.stdout) == (1, True)
+        (tmp_path / "o2c.bpmn").write_bytes(BPMN)
         unknown = upload(sandbox, str(tmp_path / "o2c.bpmn"), "--to", tenant["id"], "--process", "Nothing")
-        assert b"pmwatch api process list" in unknown.stdout
+        assert b"The tenant has: Order to cash." in unknown.stdout
 
 
 def test_what_the_ledger_knows_as_uploaded_does_not_go_again_unless_forced(

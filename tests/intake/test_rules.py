@@ -67,6 +67,14 @@ def test_placeholders_fill_the_target() -> None:
     assert not rules.enters(b"acme/Sales/Orders/deep")
 
 
+def test_a_folder_of_models_takes_models_of_the_process_that_it_or_its_path_names() -> None:
+    rules = Rules(make_folder(ROOT, target=Target("acme", "", "", "Claims")))
+    assert rules.map(b"claims.BPMN").target == Target("acme", "", "", "Claims")
+    assert rules.map(b"orders.csv").reason == "unsupported type"
+    rules = Rules(make_folder(ROOT, levels=("{process}",), target=Target("acme", "")))
+    assert rules.map(b"Order to cash/o2c.bpmn").target == Target("acme", "", "", "Order to cash")
+
+
 @given(st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name and not name.startswith(b"/")))
 def test_any_bytes_get_a_target_or_a_reason(path: bytes) -> None:
     mapped = Rules(make_folder(ROOT, recursive=True)).map(path)

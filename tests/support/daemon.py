@@ -35,9 +35,10 @@ def wait_for(what: str, probe: Callable[[], T | None], *, seconds: float = PATIE
         _pause.wait(0.02)
 
 
-def folder_toml(name: str, path: Path, *, tenant: str = "demo", datatable: str, **options: str) -> str:
+def folder_toml(name: str, path: Path, *, tenant: str = "demo", datatable: str = "", **options: str) -> str:
     """Return a `[[folders]]` entry; options are written as TOML values."""
-    lines = [f'name = "{name}"', f'path = "{path}"', f'tenant = "{tenant}"', f'datatable = "{datatable}"']
+    lines = [f'name = "{name}"', f'path = "{path}"', f'tenant = "{tenant}"']
+    lines += [f'datatable = "{datatable}"'] if datatable else []
     lines += [f"{key} = {value}" for key, value in options.items()]
     return "\n".join(("[[folders]]", *lines, ""))
 
@@ -167,6 +168,11 @@ class Daemon:
     def _enough(self, event: str, count: int) -> list[dict[str, Any]] | None:
         found = self.events(event)
         return found if len(found) >= count else None
+
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Run another pmwatch command with the daemon's configuration, without a terminal."""
+        line = [sys.executable, "-m", "pmwatch", words[0], "--config", str(self.config), *words[1:]]
+        return subprocess.run(line, capture_output=True, text=True, check=False, input="")
 
     @property
     def address(self) -> str:

@@ -175,12 +175,13 @@ class FakeRemote:
     receipt_of: Callable[[bytes], Receipt] = lambda data: Receipt(_md5(data), _md5(data), "request-1")
     expires_seconds: int = 3600
     signed_at: str = "20260101T000000Z"
+    rows: dict[str, int] = field(default_factory=dict)
 
     def create(self, target: Target) -> None:
         """There is nothing that does not exist."""
 
     def resolve(self, target: Target) -> Destination:
-        return Destination(target.tenant, "dataset-1", target.datatable)
+        return Destination(target.tenant, "dataset-1", target.datatable or target.process)
 
     def presign(self, delivery: Delivery, source: Fingerprint, *, valid_seconds: int | None = None) -> str:  # noqa: ARG002  the seam's own arguments
         self.on_presign()
@@ -197,6 +198,12 @@ class FakeRemote:
         self.on_put(data)
         self.stored[url] = data
         return self.receipt_of(data)
+
+    def put_model(self, delivery: Delivery, text: str) -> None:
+        self.stored[delivery.target.process] = text.encode()
+
+    def row_count(self, delivery: Delivery) -> int | None:
+        return self.rows.get(str(delivery.target))
 
 
 def _md5(data: bytes) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pmwatch import config
 from pmwatch.config import Settings, is_loopback, load, split_listen
 from pmwatch.errors import ConfigError, ExitCode
-from pmwatch.model import AfterUpload, Dedup, Order
+from pmwatch.model import AfterUpload, Dedup, Order, Target
 
 SCALE = int(os.environ.get("PMWATCH_TEST_SCALE", "1"))
 CANARY = "sk-canary-0123456789"
@@ -88,6 +88,18 @@ def test_placeholders_become_levels_below_the_root(read: Read) -> None:
     text = TENANT + '[[folders]]\nname = "all"\npath = "/srv/drop/{tenant}/{dataset}/{datatable}/"\n'
     (one,) = read(text).folders
     assert (one.root, one.levels) == (b"/srv/drop", ("{tenant}", "{dataset}", "{datatable}"))
+
+
+@pytest.mark.parametrize(("path", "process"), [("/srv/models", "Claims"), ("/srv/models/{process}", "")])
+def test_a_folder_of_models_names_a_process_and_sends_an_older_one_that_comes_back(
+    read: Read, path: str, process: str
+) -> None:
+    lines = f'[[folders]]\nname = "models"\npath = "{path}"\ntenant = "acme"\n'
+    lines += f'process = "{process}"\n' if process else ""
+    (one,) = read(TENANT + lines).folders
+    assert (one.target, one.takes_models, one.dedup) == (Target("acme", "", "", process), True, Dedup.LATEST)
+    (told,) = read(TENANT + lines + 'dedup = "content"\n').folders
+    assert told.dedup is Dedup.CONTENT
 
 
 def test_http_is_off_when_it_says_so(read: Read) -> None:
@@ -275,21 +287,37 @@ REFUSALS = {
         TENANT + FOLDER.replace('datatable = "table-1"\n', ""),
         (
             "folders[1] 'orders': datatable: missing; "
-            'give an id, a name "Dataset/Table", or put {datatable} into the path'
+            'give an id, a name "Dataset/Table", or put {datatable} into the path; '
+            "or for BPMN models name their process"
+        ),
+    ),
+    "a process and a datatable": (
+        TENANT + FOLDER + 'process = "Claims"\n',
+        (
+            "folders[1] 'orders': process: given together with datatable; "
+            "a folder takes event logs or BPMN models, not both"
+        ),
+    ),
+    "a process in the path and a dataset": (
+        TENANT
+        + FOLDER.replace('datatable = "table-1"', 'dataset = "Sales"').replace("/srv/drop/orders", "/srv/m/{process}"),
+        (
+            "folders[1] 'orders': process: given together with dataset; "
+            "a folder takes event logs or BPMN models, not both"
         ),
     ),
     "a placeholder that does not exist": (
         TENANT + FOLDER.replace("/srv/drop/orders", "/srv/drop/{customer}"),
         (
             "folders[1] 'orders': path: '{customer}' after a placeholder; "
-            "each level there is one of {tenant}, {dataset}, {datatable}"
+            "each level there is one of {tenant}, {dataset}, {datatable}, {process}"
         ),
     ),
     "a directory after a placeholder": (
         TENANT + FOLDER.replace("/srv/drop/orders", "/srv/drop/{dataset}/in"),
         (
             "folders[1] 'orders': path: 'in' after a placeholder; each level there is one of {tenant}, {dataset}, "
-            "{datatable}"
+            "{datatable}, {process}"
         ),
     ),
     "a placeholder twice": (

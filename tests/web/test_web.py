@@ -24,7 +24,7 @@ STATUS = {
     "destinations": [{"target": "acme/y", "message": "unknown", "hint": "nearest: x"}],
     "deliveries": [
         {"path": "<img src=x>", "folder": "f", "size": 5, "state": "failed", "outcome": "", "reason": "r",
-         "detail": "d", "attempts": 1}
+         "detail": "d", "attempts": 1, "row_count": None}
     ],
 }  # fmt: skip
 

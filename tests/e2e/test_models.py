@@ -39,7 +39,7 @@ def test_models_and_logs_go_side_by_side_each_to_its_own(tmp_path: Path, sandbox
         assert "2 rows in" in daemon.command("history").stdout  # and "the datatable", in the cell's next line
         told = json.loads(daemon.command("history", "--json").stdout)["deliveries"]
         assert {one["target"] for one in told} == {f"demo/{datatable}", "demo/process:Claims", "demo/process:Brand new"}
-        assert "demo/process:{process}" in daemon.command("status").stdout
+        assert "demo/process:{process}" in daemon.command("status", "--json").stdout
     assert stored(sandbox).keys() == {"orders.csv"}
     held = {process["displayName"]: process["bpmn"] for _, process in sandbox.sandbox.models()}
     assert held == {

@@ -3,28 +3,34 @@
 Source of paths, fields and answers: ProcessMind's "API calls" and "API reference: data".
 """
 
+import hashlib
 import json
+import os
 import random
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Final, Self, TypeVar, cast, get_origin
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 from pydantic import BaseModel, FailFast, TypeAdapter, ValidationError
 
 from pmwatch.errors import (
     AnswerLost,
+    ChecksumMismatch,
     DestinationUnknown,
     KeyRejected,
     PmwatchError,
+    Refused,
     Rejected,
     ServerFault,
+    SourceChanged,
     Throttled,
     Unreachable,
 )
-from pmwatch.processmind.http import Http, http_date
+from pmwatch.formats import MAX_MODEL_BYTES, Broken, read_model
+from pmwatch.processmind.http import Http, request_id, retry_after
 from pmwatch.processmind.models import (
     Dataset,
     Datatable,
@@ -36,6 +42,7 @@ from pmwatch.processmind.models import (
     TenantInfo,
     User,
 )
+from pmwatch.processmind.storage import Receipt, Storage, is_loopback_host
 
 DEFAULT_BASE_URL: Final = "https://api.processmind.com"
 _T = TypeVar("_T")
@@ -44,15 +51,16 @@ _PAUSES_SECONDS: Final = (0.3, 1.0, 3.0)
 _LONGEST_RETRY_SECONDS: Final = 10.0
 _WRITING: Final = ("POST", "PUT", "DELETE")  # whose answers may be empty
 _LONGEST_MESSAGE: Final = 300
-_LONGEST_WAIT_SECONDS: Final = 3600.0
+_CHUNK_BYTES: Final = 1024 * 1024
 
 
 class Client:
     """ProcessMind's API with one key; safe to use from many threads.
 
     What only reads is tried again a few times where the service has trouble, unless `retries` is False; what
-    writes never is. Every method raises the errors below `RemoteError`: KeyRejected, DestinationUnknown (404),
-    Rejected (400 and the like), Throttled, ServerFault, Unreachable, AnswerLost, each with status, request id and hint.
+    writes never is. `upload_file` sends to Amazon S3 only, or to `allowed_upload_hosts`. Every method raises the
+    errors below `RemoteError`: KeyRejected, DestinationUnknown (404), Rejected (400 and the like), Throttled,
+    ServerFault, Unreachable, AnswerLost, each with status, request id and hint.
 
     >>> with Client("my-api-key") as client:                               # doctest: +SKIP
     ...     for dataset in client.datasets("tenant-123"):
@@ -70,6 +78,7 @@ class Client:
         http: Http | None = None,
         retries: bool = True,
         sleep: Callable[[float], None] = time.sleep,
+        allowed_upload_hosts: Sequence[str] = (),
     ) -> None:
         self._retries = retries
         self._sleep = sleep
@@ -77,6 +86,7 @@ class Client:
         self._base = base_url.rstrip("/")
         self._own_http = http is None
         self._http = http or Http()
+        self._hosts = tuple(allowed_upload_hosts)
 
     def __enter__(self) -> Self:
         return self
@@ -318,6 +328,58 @@ class Client:
             raise ServerFault("the API's answer holds no PreSignedUploadUrl", reason="bad_answer")
         return url
 
+    def upload_file(
+        self, tenant_id: str, datatable_id: str, path: str | os.PathLike[str], *, dataset_id: str = ""
+    ) -> Receipt:
+        """Send a file to a datatable, byte for byte (`uploadFile`): presign, PUT, and compare the ETag.
+
+        Without `dataset_id` the datatable is asked for it. It is tried once. Raises OSError where the file cannot be
+        read, SourceChanged where it changes meanwhile, ChecksumMismatch where the storage confirms other bytes.
+        """
+        dataset_id = dataset_id or self.datatable(tenant_id, datatable_id).dataset_id
+        with open(path, "rb") as file:
+            before = os.fstat(file.fileno())
+            name = os.path.basename(os.fsdecode(path))
+            url = self.presigned_upload_url(
+                tenant_id,
+                datatable_id,
+                dataset_id=dataset_id,
+                filename=name,
+                size=before.st_size,
+                mtime_ms=before.st_mtime_ns // 1_000_000,
+            )
+            md5 = hashlib.md5(usedforsecurity=False)  # only to compare it with S3's ETag
+
+            def body() -> Iterator[bytes]:
+                file.seek(0)
+                while chunk := file.read(_CHUNK_BYTES):
+                    md5.update(chunk)
+                    if file.tell() >= before.st_size and os.fstat(file.fileno()).st_mtime_ns != before.st_mtime_ns:
+                        raise SourceChanged("the file changed while it was read")
+                    yield chunk
+
+            local = is_loopback_host(urlsplit(self._base).hostname or "")
+            storage = Storage(self._http, allowed_hosts=self._hosts, allow_loopback=local)
+            receipt = storage.put(url, body, size=before.st_size, filename=name)
+        if receipt.md5 and receipt.md5 != md5.hexdigest():
+            raise ChecksumMismatch("the storage's ETag is not the MD5 of what was sent")
+        return receipt
+
+    def upload_bpmn_file(self, tenant_id: str, process_id: str, path: str | os.PathLike[str]) -> Success:
+        """Give a process the BPMN model in a file, in whatever encoding it is (`uploadBpmnFile`).
+
+        Raises OSError where the file cannot be read, Refused where it is no well-formed BPMN 2.0 model.
+        """
+        with open(path, "rb") as file:
+            data = file.read(MAX_MODEL_BYTES + 1)
+        if len(data) > MAX_MODEL_BYTES:
+            raise Refused(f"a model has at most {MAX_MODEL_BYTES >> 20} MiB", reason="too_large", fail=True)
+        try:
+            text = read_model(data)
+        except Broken as broken:
+            raise Refused(broken.sentence, reason="invalid", fail=True) from None
+        return self.upload_bpmn(tenant_id, process_id, text)
+
     def _get(self, shape: type[_T], *path: str) -> _T:
         """Read, and try again a few times where the service has trouble: reading harms nothing."""
         for pause in (*_PAUSES_SECONDS, None):
@@ -441,25 +503,6 @@ def api_error(response: httpx.Response, *, secret: str = "") -> PmwatchError:
     if status >= 500 or status < 400 or status in (408, 425):
         return ServerFault(text, hint="The service has trouble of its own; it is tried again.", **facts)  # type: ignore[arg-type]
     return Rejected(text, hint="The service refuses this request; see its message.", **facts)  # type: ignore[arg-type]
-
-
-def retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds of a `Retry-After` header, at most an hour; None where it says nothing, or what is past.
-
-    Its date is compared with the `Date` of the same answer where there is one: clocks may differ.
-    """
-    text = response.headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text), _LONGEST_WAIT_SECONDS)
-    until = http_date(text)
-    now = http_date(response.headers.get("date", "")) or time.time()
-    return min(until - now, _LONGEST_WAIT_SECONDS) if until is not None and until > now else None
-
-
-def request_id(response: httpx.Response) -> str:
-    """Return the id by which the other side finds this request in its logs."""
-    headers = ("x-amz-request-id", "x-amzn-requestid", "x-request-id")
-    return next((response.headers[name] for name in headers if name in response.headers), "")
 
 
 def _message(response: httpx.Response, secret: str) -> str:

@@ -17,6 +17,7 @@ from pmwatch.errors import AnswerLost, PmwatchError, RemoteError, ServerFault, U
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """The largest answer that is read; anything longer is an error, not a reason to run out of memory."""
 
+_LONGEST_WAIT_SECONDS: Final = 3600.0
 _LOOPBACK: Final = ("all://localhost", "all://127.0.0.1", "all://[::1]")  # no proxy leads there
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
@@ -160,6 +161,25 @@ def http_date(text: str) -> float | None:
         return None if parsed is None else float(email.utils.mktime_tz(parsed))
     except (IndexError, OverflowError, ValueError):
         return None
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Return the seconds of a `Retry-After` header, at most an hour; None where it says nothing, or what is past.
+
+    Its date is compared with the `Date` of the same answer where there is one: clocks may differ.
+    """
+    text = response.headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), _LONGEST_WAIT_SECONDS)
+    until = http_date(text)
+    now = http_date(response.headers.get("date", "")) or time.time()
+    return min(until - now, _LONGEST_WAIT_SECONDS) if until is not None and until > now else None
+
+
+def request_id(response: httpx.Response) -> str:
+    """Return the id by which the other side finds this request in its logs."""
+    headers = ("x-amz-request-id", "x-amzn-requestid", "x-request-id")
+    return next((response.headers[name] for name in headers if name in response.headers), "")
 
 
 class _ExactURL(httpx.URL):

@@ -26,8 +26,7 @@ from pmwatch.errors import (
     UrlExpired,
 )
 from pmwatch.model import MAX_PUT_BYTES
-from pmwatch.processmind.client import request_id, retry_after
-from pmwatch.processmind.http import Http
+from pmwatch.processmind.http import Http, request_id, retry_after
 
 CONTENT_TYPES: Final = {
     ".csv": "text/csv",

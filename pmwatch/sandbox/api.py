@@ -26,7 +26,7 @@ _NODE_TYPES = ("Dataset", "TreeGroup")
 async def get_tenant(call: Call) -> dict[str, Any]:
     """`getTenant`."""
     tenant = call.tenant
-    return {"id": tenant.id, "displayName": tenant.name, "createdAt": tenant.created_at}
+    return {"id": tenant.id, "displayName": tenant.name, "shortName": tenant.short_name, "createdAt": tenant.created_at}
 
 
 async def update_tenant(call: Call) -> dict[str, Any]:

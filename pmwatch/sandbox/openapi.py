@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from pmwatch.sandbox.calls import Operation
+from pmwatch.sandbox.shapes import ANSWERS
 
 _MESSAGE: Final = {
     "description": "What is wrong",
@@ -43,7 +44,10 @@ def _described(operation: Operation) -> dict[str, Any]:
         ]
         + [_parameter("query", name, schema) for name, schema in operation.query.items()],
         "responses": {
-            str(operation.status): {"description": "Done", "content": {"application/json": {"schema": {}}}},
+            str(operation.status): {
+                "description": "Done",
+                "content": {"application/json": {"schema": ANSWERS[operation.name]}},
+            },
             **dict.fromkeys(sorted(set(statuses)), _MESSAGE),
         },
     }

@@ -20,7 +20,15 @@ from pydantic import BaseModel
 
 from pmwatch import Client
 from pmwatch.cli.api import COMMANDS
-from pmwatch.errors import DestinationUnknown, KeyRejected, PmwatchError, Rejected
+from pmwatch.errors import (
+    DestinationUnknown,
+    KeyRejected,
+    PmwatchError,
+    Refused,
+    Rejected,
+    ServerFault,
+    SourceChanged,
+)
 from pmwatch.processmind import Http
 from pmwatch.processmind.http import Timeouts
 from pmwatch.processmind.models import Answer, Process
@@ -34,6 +42,7 @@ BPMN = (
     '<definitions xmlns="http://www.omg.org/spec/BPMN/20100524/MODEL" targetNamespace="x"><process id="p"/>'
     "</definitions>"
 )
+FILES = {"upload_file": "uploadFile", "upload_bpmn_file": "uploadBpmnFile"}  # operations of more than one request
 NAMES = [row.name for row in OPERATIONS]
 
 
@@ -62,7 +71,8 @@ def test_the_client_has_a_method_for_every_operation_and_no_other() -> None:
         for name, value in inspect.getmembers(Client, inspect.isfunction)
         if not name.startswith("_") and name != "close"
     }
-    assert public == {row.client for row in OPERATIONS}
+    assert public == {row.client for row in OPERATIONS} | FILES.keys()
+    assert all(f"`{name}`" in (getattr(Client, method).__doc__ or "") for method, name in FILES.items())
     for row in OPERATIONS:
         assert f"`{row.name}`" in (getattr(Client, row.client).__doc__ or ""), "the docstring names the operation"
 
@@ -387,3 +397,71 @@ def test_no_body_whatever_makes_the_sandbox_fail_or_answer_what_it_does_not_desc
             assert http.request(row.method, path, content=raw).status_code in statuses, body
         for raw in (b"", b"{", b"\xff", b"[" * 5000, b'{"displayName": 1e999}'):
             assert http.request(row.method, path, content=raw).status_code in statuses, raw
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_home(tmp_path: Path) -> Iterator[tuple[SandboxServer, Client]]:
+    with (
+        SandboxServer(tmp_path / "sandbox") as server,
+        Client(server.tenants[0]["api_key"], base_url=server.base_url) as client,
+    ):
+        yield server, client
+
+
+@pytest.mark.parametrize("size", [0, 5, 3_000_000])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_goes_byte_for_byte(
+    at_home: tuple[SandboxServer, Client], tmp_path: Path, size: int, *, named: bool
+) -> None:
+    server, client = at_home
+    tenant = server.tenants[0]
+    dataset = tenant["datasets"][0]
+    path = tmp_path / "Größe & more.csv"
+    path.write_bytes(os.urandom(size))
+    receipt = client.upload_file(
+        tenant["id"], dataset["datatables"][0]["id"], path, dataset_id=dataset["id"] if named else ""
+    )
+    (record,) = server.objects()
+    assert (record.filename, server.object_path(record).read_bytes()) == (path.name, path.read_bytes())
+    assert receipt.md5 == record.etag
+
+
+def test_a_file_that_changes_meanwhile_or_goes_to_another_host_is_not_confirmed(
+    at_home: tuple[SandboxServer, Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = at_home
+    tenant = server.tenants[0]
+    table = tenant["datasets"][0]["datatables"][0]["id"]
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"id\n1\n")
+    presign = client.presigned_upload_url
+
+    def changing(*given: Any, **more: Any) -> str:
+        path.write_bytes(b"id\n2\n")
+        os.utime(path, ns=(1, 1))
+        return presign(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "presigned_upload_url", changing)
+        with pytest.raises(SourceChanged):
+            client.upload_file(tenant["id"], table, path)
+        patch.setattr(client, "presigned_upload_url", lambda *_, **__: "https://elsewhere.example/x?y")
+        with pytest.raises(ServerFault, match="not an allowed upload host"):
+            client.upload_file(tenant["id"], table, path)
+    assert server.objects() == []
+
+
+def test_a_model_s_file_is_decoded_and_checked(at_home: tuple[SandboxServer, Client], tmp_path: Path) -> None:
+    server, client = at_home
+    tenant = server.tenants[0]["id"]
+    process = client.create_process(tenant, "Claims").id
+    path = tmp_path / "claims.bpmn"
+    path.write_bytes(BPMN.replace("UTF-8", "UTF-16").encode("utf-16"))
+    assert client.upload_bpmn_file(tenant, process, path).success
+    assert [one["bpmn"] for _, one in server.sandbox.models()] == [BPMN]
+    path.write_text("<html/>")
+    with pytest.raises(Refused, match=r"no BPMN 2\.0 model"):
+        client.upload_bpmn_file(tenant, process, path)

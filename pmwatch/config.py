@@ -318,6 +318,8 @@ def _merge(toml: dict[str, Any], flags: Mapping[str, Mapping[str, Any]]) -> dict
         merged: dict[str, Any] = sources(**{name: dict(section) for name, section in flags.items()}).model_dump()
     except (SettingsError, ValidationError) as error:
         raise ConfigError([f"environment: {type(error).__name__}: a {ENV_PREFIX}… variable cannot be read"]) from None
+    if "api" not in wrong and "key" not in toml.get("api", {}):
+        merged["api"].pop("key", None)  # PMWATCH_API_KEY is for the commands that need no configuration
     return merged | wrong  # what is no table is reported with all the rest
 
 

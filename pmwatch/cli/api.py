@@ -14,7 +14,7 @@ from rich.table import Table
 from pmwatch.cli import app
 from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json, settings_of
 from pmwatch.config import Settings
-from pmwatch.errors import ConfigError, DestinationUnknown
+from pmwatch.errors import ConfigError, DestinationUnknown, PmwatchError
 from pmwatch.formats import Broken, read_model
 from pmwatch.model import Tenant
 from pmwatch.processmind.client import DEFAULT_BASE_URL, Client, Fields
@@ -22,6 +22,7 @@ from pmwatch.processmind.keys import KeyRing
 
 KEY_VARIABLE: Final = "PMWATCH_API_KEY"
 URL_VARIABLE: Final = "PMWATCH_API_BASE_URL"
+TENANT_VARIABLE: Final = "PMWATCH_TENANT"
 _PREFERRED: Final = (
     "id",
     "displayName",
@@ -106,10 +107,29 @@ _HELP: Final = {
     "valid_seconds": "How long the URL shall be valid, in seconds.",
 }
 
+
+def _tenant_names(incomplete: str) -> list[str]:
+    """Return what the shell may complete: the configuration's tenants."""
+    try:
+        return [
+            one.name for one in settings_of(os.environ.get("PMWATCH_CONFIG")).tenants if one.name.startswith(incomplete)
+        ]
+    except PmwatchError:
+        return []
+
+
 TenantOption = Annotated[
     str | None,
-    typer.Option("--tenant", "-t", metavar="NAME|ID", help="A tenant of the configuration by name or id, or any id."),
+    typer.Option(
+        "--tenant",
+        "-t",
+        metavar="NAME|ID",
+        envvar=TENANT_VARIABLE,
+        help="A tenant of the configuration by name or id, or any id.",
+        autocompletion=_tenant_names,
+    ),
 ]
+IdsOption = Annotated[bool, typer.Option("--ids", help="Print only ids, one a line.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only show the request; nothing is sent.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -178,7 +198,7 @@ def _command(method: str) -> Callable[..., None]:
     deletes = method.startswith(("delete_", "remove_"))
 
     def run(**given: Any) -> None:
-        as_json = given.pop("json")
+        as_json, only_ids = given.pop("json"), given.pop("ids")
         dry_run, yes = given.pop("dry_run", False), given.pop("yes", False)
         access = access_of(given.pop("config"), given.pop("tenant"))
         if "bpmn_xml" in given:
@@ -193,7 +213,10 @@ def _command(method: str) -> Callable[..., None]:
         except _DryRun as recorded:
             print_json(recorded.request)
             return
-        _show(answer, as_json=as_json)
+        if only_ids:
+            _show_ids(answer)
+        else:
+            _show(answer, as_json=as_json)
 
     parameters = [_parameter(one, hints[one.name]) for one in own] + list(_common(writes=writes, deletes=deletes))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
@@ -219,7 +242,7 @@ def _parameter(one: inspect.Parameter, hint: Any) -> inspect.Parameter:
 
 def _common(*, writes: bool, deletes: bool) -> Iterator[inspect.Parameter]:
     options: list[tuple[str, Any, Any]] = [("tenant", TenantOption, None), ("config", ConfigOption, None)]
-    options += [("json", JsonOption, False)]
+    options += [("json", JsonOption, False), ("ids", IdsOption, False)]
     options += [("dry_run", DryRunOption, False)] if writes else []
     options += [("yes", YesOption, False)] if deletes else []
     for name, annotation, default in options:
@@ -240,6 +263,11 @@ def read_bpmn(path: str) -> str:
         return read_model(data)
     except Broken as broken:
         raise typer.BadParameter(f"{path}: {broken.sentence}") from None
+
+
+def _show_ids(answer: Any) -> None:
+    ids = [str(getattr(one, "id", "")) for one in (answer if isinstance(answer, list) else [answer])]
+    console().print("\n".join(id_ for id_ in ids if id_), soft_wrap=True)  # at once: "| head -n 1" may not break it
 
 
 def _show(answer: Any, *, as_json: bool) -> None:

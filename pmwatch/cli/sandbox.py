@@ -1,6 +1,7 @@
 """`pmwatch sandbox`: a local ProcessMind to try things on."""
 
 import os
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
+from pmwatch.cli.api import KEY_VARIABLE, TENANT_VARIABLE, URL_VARIABLE
 from pmwatch.cli.common import console
 from pmwatch.config import split_listen
 from pmwatch.errors import PmwatchError
@@ -36,6 +38,14 @@ def sandbox(
             help="Write base_url, tenants and keys here, as JSON, once it serves.",
         ),
     ] = None,
+    env_file: Annotated[
+        str | None,
+        typer.Option(
+            "--env-file",
+            metavar="FILE",
+            help="Write shell variables with which pmwatch api and upload find it, once it serves.",
+        ),
+    ] = None,
     tenants: Annotated[int, typer.Option("--tenants", min=1, max=100, help="How many tenants a new sandbox has.")] = 1,
     fault: Annotated[
         list[str] | None,
@@ -61,6 +71,8 @@ def sandbox(
             for dataset in tenant["datasets"]:
                 for table in dataset["datatables"]:
                     out.print(f"  {dataset['name']}/{table['name']}: {table['id']}")
+        if env_file:
+            _write_variables(env_file, server)
 
     for rule in fault or ():
         _check_rule(rule)
@@ -71,6 +83,17 @@ def sandbox(
             f"the sandbox cannot serve on {listen} with {directory}: {error.strerror}",
             hint="Another program may use that port: choose one with --listen, or port 0 for a free one.",
         ) from None
+
+
+def _write_variables(path: str, server: SandboxServer) -> None:
+    """Write where the sandbox is, its first tenant and that one's key, for nobody else to read."""
+    tenant = server.tenants[0]
+    values = {URL_VARIABLE: server.base_url, KEY_VARIABLE: tenant["api_key"], TENANT_VARIABLE: tenant["id"]}
+    text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+    partial = f"{path}.{os.getpid()}.tmp"
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(partial, path)  # who waits for it finds it whole
 
 
 def _check_rule(rule: str) -> None:

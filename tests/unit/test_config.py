@@ -630,6 +630,16 @@ def test_the_environment_does_not_replace_the_rest_of_a_section(read: Read, monk
     assert (delivery.retry_first, delivery.max_parallel) == (2.0, 7)
 
 
+def test_the_key_for_the_commands_without_a_configuration_is_no_mistake(
+    read: Read, problems: Problems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMWATCH_API_KEY", CANARY)
+    monkeypatch.setenv("PMWATCH_TENANT", "tenant-1")
+    monkeypatch.setenv("PMWATCH_API_TIMEOUT", "7s")
+    assert read(TENANT + FOLDER).api.timeout == 7.0
+    assert "api: key: unknown key" in problems('[api]\nkey = "x"\n' + TENANT + FOLDER)[0]
+
+
 def test_a_folder_wins_over_a_default_from_the_environment(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMWATCH_DEFAULTS_SETTLE", "1m")
     assert read(TENANT + FOLDER + 'settle = "2s"\n').folders[0].settle_seconds == 2.0

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.api import DryRunOption, TenantOption, YesOption, access_of, read_bpmn
+from pmwatch.cli.api import TenantOption, YesOption, access_of, read_bpmn
 from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json
 from pmwatch.errors import ExitCode, PmwatchError
 from pmwatch.processmind import Client
@@ -24,16 +24,16 @@ def apply(
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete what the plan does not name, of the kinds that it names.")
     ] = False,
-    dry_run: DryRunOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     yes: YesOption = False,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Create what a plan names and the tenant lacks; show first what that is. A second run finds nothing to do.
 
-    Nothing is deleted without --prune. The plan is TOML: [[datasets]] with name and datatables; [[processes]] with name
-    and bpmn, each with [[processes.mappings]] of name, datatable = "Dataset/Table", color, show_by_default; [[users]]
-    with email, first_name, last_name, active, admin, developer.
+    Nothing is deleted without --prune. The plan is TOML with lists of tables: "datasets" with name and datatables;
+    "processes" with name and bpmn, and in each "mappings" with name, datatable = "Dataset/Table", color,
+    show_by_default; "users" with email, first_name, last_name, active, admin, developer.
     """
     wanted = load_plan(plan)
     access = access_of(config, tenant)

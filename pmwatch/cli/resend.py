@@ -40,7 +40,9 @@ def resend(
         str | None,
         typer.Option("--since", metavar="WHEN", help='What was uploaded since then: "2h", "2026-11-01T08:00".'),
     ] = None,
-    until: Annotated[str, typer.Option("--until", metavar="WHEN", help="…and not after this; by default now.")] = "0s",
+    until: Annotated[
+        str, typer.Option("--until", metavar="WHEN", help="…and not after this; by default now.", show_default=False)
+    ] = "0s",
     from_archive: Annotated[
         bool, typer.Option("--from-archive", help="Also what was archived; it goes from there and stays there.")
     ] = False,

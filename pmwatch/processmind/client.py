@@ -131,7 +131,10 @@ class Client:
         developer: bool = False,
         send_invitation: bool | None = None,
     ) -> User:
-        """Add a user to a tenant (`addTenantUser`); `send_invitation` as the service thinks where it is None."""
+        """Add a user to a tenant (`addTenantUser`).
+
+        Whether the user gets an e-mail is the service's choice where `send_invitation` is None.
+        """
         body: dict[str, Any] = {"email": email, "firstName": first_name, "lastName": last_name}
         body |= _tenant_flags(active=active, admin=admin, developer=developer)
         if send_invitation is not None:

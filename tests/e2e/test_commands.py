@@ -62,6 +62,7 @@ def test_the_demo_succeeds_and_shows_every_file() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     told = pmwatch(command, "--help")
+    assert "[]" not in told.stdout, "brackets were taken for markup"
     assert told.returncode == 0
     assert "Usage: pmwatch" in told.stdout or f"pmwatch {command}" in told.stdout
 

@@ -66,6 +66,7 @@ from pmwatch.cli import (  # noqa: E402, F401  `app` must exist first
     discard,
     doctor,
     history,
+    install,
     ledger,
     mark_seen,
     release,

@@ -70,6 +70,31 @@ def test_the_account_is_created_as_described(tmp_path: Path) -> None:
     assert shell.endswith("nologin")
 
 
+def test_the_unit_of_several_instances_differs_in_names_only() -> None:
+    one, many = UNIT.read_text().splitlines(), (SYSTEMD / "pmwatch@.service").read_text().splitlines()
+    same = [line for line in one if line in many]
+    changed = {line.partition("=")[0] for line in many if line not in one and not line.startswith("#")}
+    assert changed == {"Description", "ExecStart", "StateDirectory", "RuntimeDirectory"}
+    assert len(one) - len(same) == 8
+    directives_of_many = directives("\n".join(many))
+    assert directives_of_many.keys() == directives("\n".join(one)).keys()
+    assert directives_of_many["StateDirectory"] == ["pmwatch/%i"]
+
+
+@pytest.mark.service("systemd-tmpfiles")
+def test_the_directories_are_created_with_their_modes(tmp_path: Path) -> None:
+    tool = require_tool("systemd-tmpfiles", "the Debian package systemd")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    (tmp_path / "etc/group").write_text("root:x:0:\npmwatch:x:0:\n")
+    command = [tool, "--create", f"--root={tmp_path}", str(SYSTEMD / "pmwatch.tmpfiles.conf")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    modes = {name: (tmp_path / name).stat().st_mode & 0o7777 for name in ("etc/pmwatch", "srv/drop")}
+    assert modes == {"etc/pmwatch": 0o750, "srv/drop": 0o2775}
+    assert (tmp_path / "etc/pmwatch/credentials").stat().st_mode & 0o777 == 0o700
+
+
 def test_every_directive_has_a_reason() -> None:
     in_service = UNIT.read_text().split("[Service]")[1].split("[Install]")[0].strip().splitlines()
     previous = ""

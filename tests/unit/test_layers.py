@@ -21,6 +21,7 @@ LEVELS = {
     "filesystems": 0,
     "timetable": 0,
     "config": 1,
+    "units": 2,
     "ledger": 2,
     "processmind": 2,
     "sandbox": 2,

@@ -1,6 +1,5 @@
 """The kustomize base, built by the real tool and read as the API server would get it."""
 
-import json
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from support.services import require_tool
 
@@ -19,31 +19,25 @@ OWN_LABEL = {"app.kubernetes.io/name": "pmwatch"}
 pytestmark = pytest.mark.service("kubectl")
 
 
+OVERLAYS = sorted(path.parent.name for path in BASE.parent.glob("overlays/*/kustomization.yaml"))
+NEWEST = ("1.35", "1.36", "1.37")
+
+
 @cache
-def built() -> dict[str, Any]:
-    """Return every object of the base by "Kind/name", without a cluster."""
+def manifest(directory: Path) -> str:
+    """Return what kustomize makes of a directory."""
     kubectl = require_tool("kubectl", "the Kubernetes release (Debian's kubernetes-client is too old)")
-    manifest = subprocess.run(
-        [kubectl, "kustomize", str(BASE)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (manifest.returncode, manifest.stderr) == (0, "")
-    # kubectl's own parser turns the YAML into JSON; --local asks no server.
-    as_json = subprocess.run(
-        [kubectl, "annotate", "--local", "-f", "-", "-o", "json", "checked=yes"],
-        input=manifest.stdout,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (as_json.returncode, as_json.stderr) == (0, "")
-    objects: dict[str, Any] = {}
-    decoder, text = json.JSONDecoder(), as_json.stdout.strip()
-    while text:
-        item, end = decoder.raw_decode(text)
-        objects[f"{item['kind']}/{item['metadata']['name']}"] = item
-        text = text[end:].lstrip()
-    return objects
+    words = [kubectl, "kustomize", str(directory)]
+    made = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (made.returncode, made.stderr) == (0, "")
+    return made.stdout
+
+
+@cache
+def built(overlay: str = "") -> dict[str, Any]:
+    """Return every object of the base or of an overlay by "Kind/name", without a cluster."""
+    directory = BASE.parent / "overlays" / overlay if overlay else BASE
+    return {f"{item['kind']}/{item['metadata']['name']}": item for item in yaml.safe_load_all(manifest(directory))}
 
 
 def pod() -> dict[str, Any]:
@@ -156,3 +150,97 @@ def test_pmwatch_accepts_the_configuration() -> None:
     command = [sys.executable, "-m", "pmwatch", "check", "--config", str(BASE / "config.toml")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+# ---- the overlays -------------------------------------------------------------------------------------------------
+
+
+def pod_of(overlay: str) -> dict[str, Any]:
+    """Return the Pod of an overlay's Deployment or CronJob."""
+    objects = built(overlay)
+    job = objects.get("CronJob/pmwatch-export")
+    spec = (job["spec"]["jobTemplate"] if job else objects["Deployment/pmwatch"])["spec"]["template"]["spec"]
+    assert isinstance(spec, dict)
+    return spec
+
+
+def containers_of(overlay: str) -> dict[str, Any]:
+    pod = pod_of(overlay)
+    return {one["name"]: one for one in [*pod.get("initContainers", []), *pod["containers"]]}
+
+
+@pytest.mark.service("kubernetes-validate")
+@pytest.mark.parametrize("overlay", ["", *OVERLAYS])
+@pytest.mark.parametrize("version", NEWEST)
+def test_the_newest_kubernetes_accept_it(overlay: str, version: str, tmp_path: Path) -> None:
+    tool = require_tool("kubernetes-validate", "the Python package kubernetes-validate")
+    path = tmp_path / "all.yaml"
+    path.write_text(manifest(BASE.parent / "overlays" / overlay if overlay else BASE))
+    done = subprocess.run(
+        [tool, "--strict", "-k", version, str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_overlay_is_locked_down_keeps_the_ledger_and_has_one_workload(overlay: str) -> None:
+    objects, pod = built(overlay), pod_of(overlay)
+    assert len([name for name in objects if name.startswith(("Deployment/", "CronJob/", "Job/"))]) == 1
+    assert {"PersistentVolumeClaim/pmwatch-drop", "PersistentVolumeClaim/pmwatch-state"} < objects.keys()
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not pod["enableServiceLinks"]
+    assert not pod["automountServiceAccountToken"]
+    for container in containers_of(overlay).values():
+        assert container["securityContext"] == sidecar()["securityContext"]
+        assert container["resources"]["limits"].keys() == {"cpu", "memory"}
+    pmwatch = containers_of(overlay)["pmwatch"]
+    assert pmwatch["volumeMounts"] == sidecar()["volumeMounts"]
+    assert pmwatch["resources"] == sidecar()["resources"]
+    volumes = {one["name"]: one for one in pod["volumes"]}
+    assert volumes["keys"]["secret"]["secretName"] == "pmwatch-keys"
+    assert volumes["config"]["configMap"]["name"] in {name.partition("/")[2] for name in objects}
+    grace = seconds(config()["delivery"]["drain_timeout"]) + 10
+    assert pod["terminationGracePeriodSeconds"] >= grace
+
+
+def test_watching_a_volume_needs_no_writer() -> None:
+    pod = pod_of("watch")
+    assert [one["name"] for one in pod["containers"]] == ["pmwatch"]
+    assert "initContainers" not in pod
+    assert "restartPolicy" not in pod["containers"][0]
+    assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert built("watch")["Deployment/pmwatch"]["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_partners_reach_the_sftp_server_and_nothing_else() -> None:
+    objects = built("sftp")
+    [port] = objects["Service/partners"]["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (22, "sftp")
+    assert containers_of("sftp")["sftp"]["ports"] == [{"name": "sftp", "containerPort": 2222}]
+    ingress = objects["NetworkPolicy/pmwatch"]["spec"]["ingress"]
+    assert [rule["ports"][0]["port"] for rule in ingress if "from" not in rule] == [2222]
+    assert objects["Service/partners"]["spec"]["selector"] == OWN_LABEL
+
+
+def test_an_export_job_drains_in_a_sidecar_that_starts_before_it() -> None:
+    job = built("export")["CronJob/pmwatch-export"]["spec"]
+    assert job["concurrencyPolicy"] == "Forbid"
+    [pmwatch] = pod_of("export")["initContainers"]
+    assert (pmwatch["restartPolicy"], pmwatch["args"][-1]) == ("Always", "--drain")
+    assert pmwatch["startupProbe"]["httpGet"]["path"] == "/healthz"
+    assert [one["name"] for one in pod_of("export")["containers"]] == ["export"]
+
+
+def test_an_export_job_whose_result_tells_uploads_in_its_main_container() -> None:
+    job = built("export-once")["CronJob/pmwatch-export"]["spec"]
+    assert job["jobTemplate"]["spec"]["backoffLimit"] == 0
+    assert [one["name"] for one in pod_of("export-once")["initContainers"]] == ["export"]
+    [pmwatch] = pod_of("export-once")["containers"]
+    assert pmwatch["args"][-1] == "--once"
+    assert "restartPolicy" not in pmwatch
+
+
+@pytest.mark.parametrize("overlay", ["export", "export-once"])
+def test_the_labels_of_the_network_policy_are_on_the_job_s_pods(overlay: str) -> None:
+    template = built(overlay)["CronJob/pmwatch-export"]["spec"]["jobTemplate"]["spec"]["template"]
+    assert OWN_LABEL.items() <= template["metadata"]["labels"].items()

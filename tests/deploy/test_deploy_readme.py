@@ -27,7 +27,7 @@ def test_files_named_in_commands_exist() -> None:
 
 
 def test_every_directory_is_in_the_index() -> None:
-    index = set(re.findall(r"^\| `([\w/]+)/` \|", README, flags=re.MULTILINE))
+    index = set(re.findall(r"^\| `([\w/-]+)/` \|", README, flags=re.MULTILINE))
     holding_files = {
         str(path.parent.relative_to(ROOT / "deploy"))
         for path in (ROOT / "deploy").rglob("*")

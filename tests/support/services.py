@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from typing import NoReturn
 
 import pytest
@@ -23,3 +24,10 @@ def require_tool(name: str, package: str) -> str:
     if found is None:
         missing(name, package)
     return found
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody has at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.services import missing, require_tool
+from support.services import free_port, missing, require_tool
 
 _START_SECONDS = 20.0
 HOST = "drop"
@@ -39,7 +38,7 @@ def running_sshd(directory: Path) -> Iterator[Sshd]:
     shutil.copyfile(directory / "user.pub", directory / "authorized_keys")
     if os.getuid() == 0:
         os.makedirs("/run/sshd", exist_ok=True)  # where sshd locks its unprivileged child in
-    server = _write_configuration(directory, _free_port())
+    server = _write_configuration(directory, free_port())
     log = directory / "sshd.log"
     with log.open("wb") as output:
         process = subprocess.Popen([program, "-D", "-e", "-f", directory / "sshd_config"], stderr=output)
@@ -62,12 +61,6 @@ def _sshd() -> str:
     if found is None:
         missing("sshd", "openssh-server")
     return found
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _write_configuration(directory: Path, port: int) -> Sshd:

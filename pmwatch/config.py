@@ -48,6 +48,7 @@ from pmwatch.model import (
     parse_rate,
     parse_size,
 )
+from pmwatch.systemd import CREDENTIALS
 from pmwatch.timetable import parse_span
 
 ENV_PREFIX: Final = "PMWATCH_"
@@ -416,10 +417,10 @@ class _Reader:
         key = entry.api_key.get_secret_value().strip() if entry.api_key else ""
         if not key.isascii() or not key.isprintable():
             self._problems.append(f"{where}: api_key: the value is not one line of plain text")
-        credentials = os.environ.get("CREDENTIALS_DIRECTORY", "")
         key_file, from_systemd = entry.api_key_file or "", False
-        if not key and not key_file and credentials:
-            key_file, from_systemd = os.path.join(credentials, f"pmwatch-{entry.name}"), True
+        if not key and not key_file:
+            key_file = _credential(entry.name)
+            from_systemd = key_file != ""
         if not key and not key_file:
             self._problems.append(
                 f"{where}: no API key; give api_key_file, api_key, or a systemd credential pmwatch-{entry.name}"
@@ -447,6 +448,13 @@ class _Reader:
         if self._raw.get("folders", []) == []:
             self._problems.append("folders: there is none; add a [[folders]] entry with name, path, tenant, datatable")
         return folders
+
+
+def _credential(tenant: str) -> str:
+    """Return where the tenant's systemd credential is: what systemd copied for the service, else its source."""
+    if directory := os.environ.get("CREDENTIALS_DIRECTORY"):
+        return os.path.join(directory, f"pmwatch-{tenant}")
+    return os.path.join(CREDENTIALS, tenant) if os.path.isdir(CREDENTIALS) else ""
 
 
 def _valid_option(key: str, value: Any) -> bool:

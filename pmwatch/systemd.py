@@ -2,6 +2,10 @@
 
 import os
 import socket
+from typing import Final
+
+CREDENTIALS: Final = "/etc/pmwatch/credentials"
+"""Where an operator keeps the API keys that the unit's LoadCredential hands to the service, one file a tenant."""
 
 
 def is_listening() -> bool:

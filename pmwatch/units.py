@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from pmwatch.model import AfterUpload, Folder, Quarantine, Tenant
+from pmwatch.systemd import CREDENTIALS
 
 _SHIPPED: Final = tuple(parent / "deploy" / "systemd" for parent in Path(__file__).parents[:2])
 _PROGRAM: Final = "/opt/pmwatch/bin/pmwatch"
 _HIDDEN: Final = {"ProtectHome": ("/home", "/root", "/run/user"), "PrivateTmp": ("/tmp", "/var/tmp")}  # noqa: S108  what systemd hides
 _GRACE_SECONDS: Final = 20.0  # for which the unit's TimeoutStopSec is made
 _ROOM_SECONDS: Final = 25.0
-CREDENTIALS: Final = "/etc/pmwatch/credentials"
 
 
 @dataclass(frozen=True, slots=True)

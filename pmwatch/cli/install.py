@@ -10,7 +10,8 @@ from pmwatch.cli import app
 from pmwatch.cli.common import ConfigOption, console, settings_of
 from pmwatch.errors import PmwatchError
 from pmwatch.model import display
-from pmwatch.units import CREDENTIALS, Needs, UnitFile, unit_files
+from pmwatch.systemd import CREDENTIALS
+from pmwatch.units import Needs, UnitFile, unit_files
 
 install = typer.Typer(no_args_is_help=True, help="Set pmwatch up as a service of this machine.")
 app.add_typer(install, name="install")

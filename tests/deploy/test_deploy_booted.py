@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ SHORT_WATCHDOG = "[Service]\nWatchdogSec=10\nRestartSec=1\n"
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     with Booted(tmp_path_factory.mktemp("booted")) as booted:
         booted.run("systemd-run", "--unit=sandbox", PROGRAM, "sandbox", "--ready-file", "/run/ready.json", check=True)
-        wait_for("the sandbox", lambda: booted.run("test", "-s", "/run/ready.json").returncode == 0)
+        booted.wait_for("the sandbox", lambda: booted.run("test", "-s", "/run/ready.json").returncode == 0)
         ready = json.loads(booted.run("cat", "/run/ready.json").stdout)
         tenant = ready["tenants"][0]
         table = tenant["datasets"][0]["datatables"][0]["id"]
@@ -49,13 +49,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
         booted.run("install", "-d", "-o", "root", "-g", "pmwatch", "-m", "2775", "/srv/drop/orders", check=True)
         booted.run("systemctl", "daemon-reload", check=True)
         yield booted
-
-
-def wait_for(what: str, found: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -87,8 +80,10 @@ def test_it_is_ready_uploads_with_the_credential_and_archives(running: Booted) -
     assert (running.show("pmwatch", "ActiveState"), running.show("pmwatch", "SubState")) == ("active", "running")
     assert "watching 1 folders" in running.show("pmwatch", "StatusText")
     running.write("/srv/drop/orders/first.csv", "id\n1\n", mode=0o664)
-    wait_for("the upload", lambda: "first.csv" in arrived(running))
-    wait_for("the archive", lambda: "first.csv" in running.run("find", "/srv/drop/orders/.pmwatch/archive").stdout)
+    running.wait_for("the upload", lambda: "first.csv" in arrived(running))
+    running.wait_for(
+        "the archive", lambda: "first.csv" in running.run("find", "/srv/drop/orders/.pmwatch/archive").stdout
+    )
     assert running.run("test", "-e", "/srv/drop/orders/first.csv").returncode == 1
     assert running.run("stat", "-c", "%U %a", "/var/lib/pmwatch").stdout == "pmwatch 700\n"
 
@@ -98,19 +93,19 @@ def test_a_reload_takes_over_what_is_right_and_refuses_what_is_wrong(running: Bo
     try:
         running.write("/etc/pmwatch/config.toml", config + "\n[nonsense]\n", mode=0o640)
         running.run("systemctl", "reload", "pmwatch", check=True)
-        wait_for("the refusal", lambda: "nonsense" in journal(running))
+        running.wait_for("the refusal", lambda: "nonsense" in journal(running))
         assert running.show("pmwatch", "ActiveState") == "active"
     finally:
         running.write("/etc/pmwatch/config.toml", config, mode=0o640)
     running.run("systemctl", "reload", "pmwatch", check=True)
-    wait_for("the reload", lambda: '"reloaded"' in journal(running))
+    running.wait_for("the reload", lambda: '"reloaded"' in journal(running))
 
 
 def test_a_stuck_process_is_killed_and_replaced(running: Booted) -> None:
     before = running.show("pmwatch", "MainPID")
     running.run("kill", "-STOP", before, check=True)
-    wait_for("the restart", lambda: running.show("pmwatch", "MainPID") not in (before, "0"))
-    wait_for("ready again", lambda: running.show("pmwatch", "SubState") == "running")
+    running.wait_for("the restart", lambda: running.show("pmwatch", "MainPID") not in (before, "0"))
+    running.wait_for("ready again", lambda: running.show("pmwatch", "SubState") == "running")
     assert int(running.show("pmwatch", "NRestarts")) >= 1
     assert "Watchdog timeout" in journal(running)
 
@@ -142,14 +137,14 @@ def test_it_stops_within_the_grace_while_a_slow_upload_runs(running: Booted) -> 
         "http://127.0.0.1:9100/sandbox/faults", check=True,
     )  # fmt: skip
     running.write("/srv/drop/orders/slow.csv", "id\nslow\n", mode=0o664)
-    wait_for("the upload begins", lambda: uploading(running) == 1)
+    running.wait_for("the upload begins", lambda: uploading(running) == 1)
     before = time.monotonic()
     running.run("systemctl", "stop", "pmwatch", check=True)
     assert time.monotonic() - before < 45
     assert running.show("pmwatch", "Result") == "success"
     running.run("curl", "-s", "-X", "DELETE", "http://127.0.0.1:9100/sandbox/faults", check=True)
     running.run("systemctl", "start", "pmwatch", check=True)
-    wait_for("it goes after all", lambda: "slow.csv" in arrived(running))
+    running.wait_for("it goes after all", lambda: "slow.csv" in arrived(running))
     assert arrived(running).count("slow.csv") == 1
 
 
@@ -160,6 +155,6 @@ def test_a_wrong_configuration_is_not_tried_again(machine: Booted) -> None:
     machine.write(str(config), unit.replace("/etc/pmwatch/config.toml", "/etc/pmwatch/broken.toml"))
     machine.run("systemctl", "daemon-reload", check=True)
     machine.run("systemctl", "start", "pmwatch-broken")
-    wait_for("it ends", lambda: machine.show("pmwatch-broken", "ActiveState") == "failed")
+    machine.wait_for("it ends", lambda: machine.show("pmwatch-broken", "ActiveState") == "failed")
     assert machine.show("pmwatch-broken", "ExecMainStatus") == "78"
     assert machine.show("pmwatch-broken", "NRestarts") == "0"

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -105,6 +106,15 @@ class Booted:
         done = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=120)
         assert not check or done.returncode == 0, (words, done.stdout, done.stderr)
         return done
+
+    def wait_for(self, what: str, found: Callable[[], bool], seconds: float = 30.0) -> None:
+        """Wait until something is so inside."""
+        deadline = time.monotonic() + seconds
+        while not found():
+            assert time.monotonic() < deadline, (
+                f"never: {what}\n{self.run('journalctl', '-n', '40', '--no-pager').stdout}"
+            )
+            time.sleep(0.1)
 
     def show(self, unit: str, name: str) -> str:
         """Return a property of a unit."""

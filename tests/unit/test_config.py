@@ -503,6 +503,19 @@ def test_without_a_key_of_its_own_a_tenant_uses_the_systemd_credential(
     assert (tenant.api_key, tenant.api_key_file, tenant.from_systemd) == ("", str(tmp_path / "pmwatch-acme"), True)
 
 
+def test_outside_the_service_the_credential_s_source_is_read(
+    read: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # so that `pmwatch why` and `pmwatch check` of an operator do not ask for what only the service gets
+    monkeypatch.setattr("pmwatch.config.CREDENTIALS", str(tmp_path))
+    keyless = TENANT.replace('api_key_file = "/run/secrets/acme"\n', "") + FOLDER
+    (tenant,) = read(keyless).tenants
+    assert (tenant.api_key, tenant.api_key_file, tenant.from_systemd) == ("", str(tmp_path / "acme"), True)
+    monkeypatch.setattr("pmwatch.config.CREDENTIALS", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="no API key"):
+        read(keyless)
+
+
 def test_a_key_file_wins_over_the_systemd_credential(
     read: Read, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

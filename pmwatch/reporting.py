@@ -35,10 +35,18 @@ class Reporter:
     `active` are the deliveries whose PUT is under way; `failed` counts what ended failed or held in this run.
     """
 
-    def __init__(self, metrics: Metrics, *, wake: Callable[[], None], on_report: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        settled: Callable[[], None],
+        wake: Callable[[], None],
+        on_report: Callable[[Report], None],
+    ) -> None:
         self.active: dict[int, Delivery] = {}
         self.failed = 0
         self._metrics = metrics
+        self._settled = settled
         self._wake = wake
         self._on_report = on_report
         self._log = structlog.get_logger()
@@ -123,9 +131,9 @@ class Reporter:
             self._log.error("folder down", folder=folder, error=problem.message, hint=problem.hint)
 
     def settled(self, folder: str, count: int) -> None:
-        """Wake the uploaders (from an intake)."""
+        """Wake an uploader (from an intake)."""
         self._log.debug("settled", folder=folder, files=count)
-        self._wake()
+        self._settled()
 
     def scanned(self, folder: str, seconds: float, *, files: int, missed: int) -> None:
         """Count a scan, and what only it found (from an intake)."""

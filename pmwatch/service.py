@@ -134,6 +134,7 @@ class Service:
         self._phase = Phase.STARTING
         self._mailbox = Mailbox()
         self._work = Wakeup()
+        self._names = Wakeup()  # for the thread that resolves them
         self._pulse = Pulse()
         self._threads = ThreadGroup(died=lambda name, error: self._mailbox.put(_Died(name, error)))
         self._no_more_claims = threading.Event()
@@ -148,7 +149,7 @@ class Service:
         self._stop_skips_grace = False
         self._web: WebServer | None = None
         self.metrics = Metrics(version=__version__)
-        self._reporter = Reporter(self.metrics, wake=self._work.wake, on_report=on_report)
+        self._reporter = Reporter(self.metrics, settled=self._work.wake_one, wake=self._wake_all, on_report=on_report)
         self._started_at = time.time()
 
     # ---- life -----------------------------------------------------------------------------------------------
@@ -258,6 +259,7 @@ class Service:
             report=self._reported,
             look_again=self._look_again,
             started=self._reporter.put_started,
+            claimed=self._work.wake_one,
             abort=self._abort,
             beat=lambda: self._pulse.beat(threading.current_thread().name),
             share=self._settings.delivery.max_parallel,
@@ -363,7 +365,7 @@ class Service:
             running.stop.set()
             running.intake.inbox.wake()
         self._no_more_claims.set()
-        self._work.wake()
+        self._wake_all()
         self._log.info("stopping", running_uploads=len(self._reporter.active))
         grace = 0.0 if self._stop_skips_grace else self._settings.delivery.shutdown_grace
         self._wait_for_threads(grace)
@@ -461,10 +463,14 @@ class Service:
                 self._start_intake(folder)
         for tenant in settings.tenants:
             self.gates.try_now(tenant.name)
-        self._work.wake()
+        self._wake_all()
         self._log.info("reloaded", folders=len(self._folders), restarted=changed)
 
     # ---- threads ----------------------------------------------------------------------------------------------
+
+    def _wake_all(self) -> None:
+        self._work.wake()
+        self._names.wake()
 
     def _start_intake(self, folder: Folder) -> None:
         self._intakes_started += 1
@@ -510,6 +516,7 @@ class Service:
                 self._no_more_claims.wait(_TICK_SECONDS)
                 continue
             if not worked:
+                self._names.wake()  # what waits may have no ids yet
                 self._work.wait(ticket, self._seconds_to_next())
         self._pulse.forget(thread)
 
@@ -523,13 +530,13 @@ class Service:
         next_try = 0.0
         while not self._no_more_claims.is_set():
             self._pulse.beat("resolve")
-            ticket = self._work.ticket
+            ticket = self._names.ticket
             try:
                 next_try = self._resolve_once(next_try)
                 self.rows.ask(self._remote, self._check_resolving)
             except LedgerError as error:
                 self._log.error("ledger trouble", thread="resolve", error=error.message, hint=error.hint)
-            self._work.wait(ticket, 1.0)
+            self._names.wait(ticket, 1.0)
         self._pulse.forget("resolve")
 
     def _check_resolving(self) -> None:
@@ -669,7 +676,7 @@ class Service:
                 continue
             if gate.reason in ("key_rejected", "key_unavailable") and self.keys.changed(gate.name):
                 self.gates.try_now(gate.name)
-                self._work.wake()
+                self._wake_all()
 
     # ---- what the layers below tell -----------------------------------------------------------------------------
 

@@ -26,6 +26,12 @@ class Wakeup:
             self._count += 1
             self._condition.notify_all()
 
+    def wake_one(self) -> None:
+        """Wake one of those who wait: who finds work wakes the next."""
+        with self._condition:
+            self._count += 1
+            self._condition.notify()
+
     def wait(self, ticket: int, timeout: float) -> None:
         """Sleep until the next `wake`, at most `timeout` seconds."""
         with self._condition:

@@ -20,7 +20,7 @@ _FILE_NAME: Final = "ledger.db"
 
 
 class Base:
-    """Deliveries on disk. Safe to use from many threads; every write is on the disk when its method returns."""
+    """The file behind a ledger: one writer, many readers."""
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         self.path = path
@@ -63,10 +63,10 @@ class Base:
             self._writing.dispose()
         self._readers.dispose()
 
-    def _write(self, work: Callable[[Connection], T]) -> T:
+    def _write(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
         if self._writer is None:
             raise LedgerError("the ledger was opened for reading only")
-        return self._writer.run(work)
+        return self._writer.run(work, durable=durable)
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         try:

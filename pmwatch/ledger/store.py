@@ -62,7 +62,12 @@ MAX_RECOVERIES: Final = 5
 
 
 class Ledger(People, Care, Questions):
-    """Deliveries on disk. Safe to use from many threads; every write is on the disk when its method returns."""
+    """Deliveries on disk. Safe to use from many threads.
+
+    What others rely on is on the disk when its method returns: a remembered URL before the first byte goes, `uploaded`
+    before a source is touched. Entering, claiming and deciding are there with the next such commit, in order; should a
+    power cut take one back, the scan enters the file again and nothing had gone.
+    """
 
     # ---- start ------------------------------------------------------------------------------------------
 
@@ -159,7 +164,7 @@ class Ledger(People, Care, Questions):
 
     def enqueue(self, files: Sequence[Settled]) -> list[int]:
         """Enter settled files in this order, each unless it is no news; return the ids of what was queued."""
-        return self._write(lambda c: [id_ for file in files if (id_ := enter_file(c, file))])
+        return self._write(lambda c: [id_ for file in files if (id_ := enter_file(c, file))], durable=False)
 
     # ---- delivery ---------------------------------------------------------------------------------------
 
@@ -209,7 +214,7 @@ class Ledger(People, Care, Questions):
             c.execute(TAKE_TURN, {"of_lane": head.lane})
             return claimed
 
-        return self._write(work)
+        return self._write(work, durable=False)
 
     def next_due(self, *, now: float) -> float | None:
         """Return when (epoch seconds) the next waiting delivery may be tried; None where none waits for a time."""
@@ -236,7 +241,7 @@ class Ledger(People, Care, Questions):
                     break
             return decided
 
-        return self._write(work)
+        return self._write(work, durable=False)
 
     def reserve_size(self, delivery: Delivery) -> bool:
         """Tell whether no other delivery to this datatable has this size, so that its content must be new.
@@ -261,7 +266,7 @@ class Ledger(People, Care, Questions):
             c.execute(reserve)
             return True
 
-        return self._write(work)
+        return self._write(work, durable=False)
 
     def remember_urls(self, asked: Sequence[tuple[Delivery, str, Fingerprint]]) -> None:
         """Keep presigned URLs, and the look at the source that each was asked for, before the first byte goes."""
@@ -327,7 +332,7 @@ class Ledger(People, Care, Questions):
             )
             return delivery_of(row)
 
-        return self._write(work)
+        return self._write(work, durable=False)
 
     def disposed(self, gone: Sequence[Disposed]) -> None:
         """Sources were archived, deleted or left: the end of these deliveries."""

@@ -18,7 +18,9 @@ T = TypeVar("T")
 _BUSY_TIMEOUT_MS: Final = 30_000
 
 # WAL lets readers go on while one writes. synchronous=FULL: a commit is on the disk when it returns, for "uploaded"
-# must never be forgotten after the source was deleted. The size limit keeps a long reader from leaving a huge WAL.
+# must never be forgotten after the source was deleted. Steps that nothing outside the ledger relies on yet do with
+# NORMAL (see `Writer.run`), which in WAL mode cannot damage the file either; checkpoints sync in both. The size limit
+# keeps a long reader from leaving a huge WAL. (https://www.sqlite.org/pragma.html#pragma_synchronous)
 _PRAGMAS: Final = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
@@ -68,8 +70,9 @@ def translate(error: DatabaseError | DBAPIError) -> LedgerError:
 
 
 class _Operation(Generic[T]):
-    def __init__(self, work: Callable[[Connection], T]) -> None:
+    def __init__(self, work: Callable[[Connection], T], *, durable: bool) -> None:
         self.work = work
+        self.durable = durable
         self.done = False
         self.value: T | None = None
         self.error: BaseException | None = None
@@ -93,10 +96,15 @@ class Writer:
         self._connection = engine.connect()
         self._lock = threading.Lock()
         self._waiting: deque[_Operation[Any]] = deque()
+        self._syncs = True  # as the connection was opened
 
-    def run(self, work: Callable[[Connection], T]) -> T:
-        """Perform `work` in a write transaction and return what it returns, once that is on disk."""
-        operation = _Operation(work)
+    def run(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
+        """Perform `work` in a write transaction and return what it returns, once that is on disk.
+
+        Without `durable` it is there with the next durable commit, for the log is written in order: a process that
+        dies loses nothing, a power cut may take the step back. For steps that are harmless to repeat.
+        """
+        operation = _Operation(work, durable=durable)
         self._waiting.append(operation)
         with self._lock:
             if not operation.done:
@@ -112,6 +120,7 @@ class Writer:
         while self._waiting:  # only the holder of the lock takes out; others append
             batch.append(self._waiting.popleft())
         try:
+            self._sync(any(operation.durable for operation in batch))
             with self._connection.begin():
                 for operation in batch:
                     self._perform(operation, alone=len(batch) == 1)
@@ -121,6 +130,14 @@ class Writer:
         finally:
             for operation in batch:
                 operation.done = True
+
+    def _sync(self, wanted: bool) -> None:  # noqa: FBT001  not a switch of behaviour, but the thing itself
+        """Let the next commits wait for the disk, or not. SQLite takes this between transactions only."""
+        if wanted != self._syncs:
+            raw = self._connection.connection.driver_connection
+            assert raw is not None
+            raw.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}").close()
+            self._syncs = wanted
 
     def _perform(self, operation: _Operation[Any], *, alone: bool) -> None:
         if alone:

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, event, text
 from pmwatch.errors import LedgerError
 from pmwatch.ledger import Ledger, StaleClaim, writer
 from pmwatch.ledger.writer import Writer
-from pmwatch.model import State
-from support.ledgers import back, claimed, current, drop, opened, settled, succeed
+from pmwatch.model import Dedup, State
+from support.ledgers import back, claimed, current, drop, opened, settled, sha, succeed
 
 PATIENCE_SECONDS = 60.0
 
@@ -78,6 +78,44 @@ def test_operations_that_wait_share_one_commit(ledger: Ledger) -> None:
     assert sorted(ids, key=str) == list(range(1, 9))
     assert len(commits) == 1
     assert ledger.total(State.QUEUED) == 8
+
+
+FULL, NORMAL = 2, 1  # https://www.sqlite.org/pragma.html#pragma_synchronous
+
+
+def syncs_of(ledger: Ledger) -> list[int]:
+    seen: list[int] = []
+
+    def on_commit(c: Connection) -> None:
+        raw = c.connection.driver_connection
+        assert raw is not None
+        seen.append(raw.execute("PRAGMA synchronous").fetchone()[0])
+
+    event.listen(ledger._writing, "commit", on_commit)
+    return seen
+
+
+def test_what_others_rely_on_is_on_the_disk_and_what_may_be_repeated_need_not_be(ledger: Ledger) -> None:
+    syncs = syncs_of(ledger)
+    drop(ledger, "a.csv")
+    delivery = claimed(ledger)
+    ledger.decide([(delivery, sha("A"), Dedup.CONTENT)])
+    assert set(syncs) == {NORMAL}
+    syncs.clear()
+    ledger.remember_urls([(delivery, "https://storage.example/x", delivery.fingerprint)])
+    succeed(ledger, delivery, "A", dispose=True)
+    assert set(syncs) == {FULL}
+    syncs.clear()
+    assert ledger.claim_disposal(now=2000.0) is not None
+    assert syncs == [NORMAL]
+
+
+def test_a_commit_that_one_of_those_that_share_it_needs_on_the_disk_goes_there(ledger: Ledger) -> None:
+    drop(ledger, "a.csv")
+    delivery = claimed(ledger)
+    syncs = syncs_of(ledger)
+    together(ledger, lambda: drop(ledger, "b.csv"), lambda: succeed(ledger, delivery, "A"))
+    assert syncs == [FULL]
 
 
 def test_one_that_fails_does_not_fail_the_others_and_leaves_nothing(ledger: Ledger) -> None:

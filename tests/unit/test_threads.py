@@ -51,6 +51,30 @@ def test_everybody_who_waits_is_woken() -> None:
     assert all(woken.acquire(timeout=PATIENCE_SECONDS) for _ in range(5))
 
 
+def test_one_of_those_who_wait_is_woken_and_wakes_the_next() -> None:
+    wakeup = Wakeup()
+    ticket = wakeup.ticket
+    woken, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def sleeper() -> None:
+        wakeup.wait(ticket, threading.TIMEOUT_MAX)
+        woken.release()
+        assert go_on.acquire(timeout=PATIENCE_SECONDS)
+        wakeup.wake_one()
+
+    threads = [threading.Thread(target=sleeper, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while len(wakeup._condition._waiters) < 3:  # type: ignore[attr-defined]
+        threading.Event().wait(0.001)
+    wakeup.wake_one()
+    for left in (2, 1, 0):
+        assert woken.acquire(timeout=PATIENCE_SECONDS)
+        assert not woken.acquire(blocking=False)
+        assert len(wakeup._condition._waiters) == left  # type: ignore[attr-defined]
+        go_on.release()
+
+
 def test_without_a_wake_the_time_passes() -> None:
     wakeup = Wakeup()
     before = wakeup.ticket

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 from urllib.parse import urlsplit
 
-from benchmarks.sink import API_KEY, DATATABLE, TENANT, client_context
+from benchmarks.sink import API_KEY, DATATABLE_PREFIX, TENANT, client_context
 from pmwatch.ledger import Ledger
 from pmwatch.model import State
 
@@ -121,12 +121,15 @@ max_parallel = {max_parallel}
 name = "bench"
 id = "{tenant}"
 api_key = "{api_key}"
+"""
+
+FOLDER: Final = """
 [[folders]]
-name = "drop"
-path = "{drop}"
+name = "drop-{number}"
+path = "{path}"
 tenant = "bench"
 datatable = "{datatable}"
-after_upload = "keep"
+after_upload = "{after_upload}"
 order = "{order}"
 """
 
@@ -134,23 +137,29 @@ order = "{order}"
 class Daemon:
     """`python -m pmwatch run` over an empty drop folder and a fresh ledger below `directory`."""
 
-    def __init__(self, sink: Sink, directory: str, *, order: str = "arrival", max_parallel: int = 4) -> None:
-        self.drop = os.path.join(directory, "drop")
+    after_upload = "keep"
+
+    def __init__(
+        self, sink: Sink, directory: str, *, order: str = "arrival", max_parallel: int = 4, tables: int = 1
+    ) -> None:
+        self.drops = [os.path.join(directory, f"drop-{number}") for number in range(1, tables + 1)]
         self.staging = os.path.join(directory, "staging")
         self._state = os.path.join(directory, "state")
-        for path in (self.drop, self.staging, self._state):
+        for path in (*self.drops, self.staging, self._state):
             os.makedirs(path)
         text = CONFIG.format(
             origin=sink.origin,
             ca_file=sink.ca_file,
             state=self._state,
-            drop=self.drop,
             tenant=TENANT,
             api_key=API_KEY,
-            datatable=DATATABLE,
-            order=order,
             max_parallel=max_parallel,
         )
+        for number, path in enumerate(self.drops, start=1):
+            table = f"{DATATABLE_PREFIX}{number}"
+            text += FOLDER.format(
+                number=number, path=path, datatable=table, order=order, after_upload=self.after_upload
+            )
         self._config = os.path.join(directory, "pmwatch.toml")
         with open(self._config, "w") as file:
             file.write(text)
@@ -195,9 +204,9 @@ class Daemon:
             sys.stderr.write(self.log().decode()[-4000:])
 
     def rename_into_place(self, names: Sequence[str]) -> None:
-        """Let files appear in the drop folder, whole, as a careful writer does."""
-        for name in names:
-            os.rename(os.path.join(self.staging, name), os.path.join(self.drop, name))
+        """Let files appear in the drop folders in turn, whole, as a careful writer does."""
+        for number, name in enumerate(names):
+            os.rename(os.path.join(self.staging, name), os.path.join(self.drops[number % len(self.drops)], name))
 
     def wait_until_done(self, count: int, *, timeout: float = 600.0) -> None:
         """Wait until the ledger has `count` deliveries done. Raises where one fails or time runs out."""

@@ -33,7 +33,7 @@ class FilledDaemon(Daemon):
 
     def _start(self) -> "subprocess.Popen[bytes]":
         state = Path(self._state)
-        empty = Path(self.drop).parent / "empty"
+        empty = Path(self.drops[0]).parent / "empty"
         empty.mkdir()
         folder = make_folder(empty)
         fill(state, folder, Case(files=1, directories=1, rows=self.rows))

@@ -43,12 +43,7 @@ done
 class ArchivingDaemon(Daemon):
     """The daemon with `after_upload = "archive"`."""
 
-    def _start(self) -> "subprocess.Popen[bytes]":
-        with open(self._config) as file:
-            text = file.read()
-        with open(self._config, "w") as file:
-            file.write(text.replace('after_upload = "keep"', 'after_upload = "archive"'))
-        return super()._start()
+    after_upload = "archive"
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

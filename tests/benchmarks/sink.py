@@ -23,9 +23,12 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import trustme
 
+from pmwatch.sandbox.sigv4 import Credentials, presign
+
 TENANT: Final = "tenant-1"
 DATASET: Final = "dataset-1"
-DATATABLE: Final = "table-1"
+DATATABLE_PREFIX: Final = "table-"  # any number may follow
+DATATABLE: Final = f"{DATATABLE_PREFIX}1"
 API_KEY: Final = "benchmark-key"
 READ_BYTES: Final = 1024 * 1024
 _MAX_HEAD_BYTES: Final = 65536
@@ -63,6 +66,7 @@ class State:
     md5_of: dict[str, str] = field(default_factory=dict)
     pace: Pace = field(default_factory=Pace)
     round_trip_seconds: float = 0.0
+    s3: dict[str, str] = field(default_factory=dict)
     presigned: int = 0
     puts: int = 0
     put_bytes: int = 0
@@ -70,9 +74,19 @@ class State:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def presigned_url(self, filename: str) -> str:
-        """Return a URL at the sink itself, in the form of Amazon's."""
+        """Return a URL at the sink itself, in the form of Amazon's, or at an S3 server."""
         with self.lock:
             self.presigned += 1
+            number = self.presigned
+        if self.s3:
+            return presign(
+                Credentials(self.s3["access_key_id"], self.s3["secret_key"]),
+                "PUT",
+                origin=self.s3["origin"],
+                path=f"/{self.s3['bucket']}/{number}/{quote(filename, safe='')}",
+                expires_seconds=3600,
+                at=time.time(),
+            )
         date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         query = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date={date}&X-Amz-Expires=3600&X-Amz-SignedHeaders=host"
         return f"{self.origin}/uploads/{quote(filename, safe='')}?{query}&X-Amz-Signature={'0' * 64}"
@@ -86,8 +100,8 @@ class State:
     def control(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Take over what is `wanted` and return the counters before it.
 
-        `md5` by file name, `bytes_per_second` of bodies, `round_trip_seconds`, `reset` for the counters, and
-        `first_bytes` to have `first_byte_at` in the answer.
+        `md5` by file name, `bytes_per_second` of bodies, `round_trip_seconds`, `reset` for the counters, `first_bytes`
+        to have `first_byte_at` in the answer, and `s3` (origin, bucket, access_key_id, secret_key) to sign for that.
         """
         with self.lock:
             counters: dict[str, Any] = {"presigned": self.presigned, "puts": self.puts, "bytes": self.put_bytes}
@@ -97,6 +111,7 @@ class State:
                 self.presigned = self.puts = self.put_bytes = 0
                 self.first_byte_at = {}
             self.md5_of.update(wanted.get("md5", {}))
+        self.s3 = wanted.get("s3", self.s3)
         if "bytes_per_second" in wanted:
             self.pace.bytes_per_second = float(wanted["bytes_per_second"])
         self.round_trip_seconds = float(wanted.get("round_trip_seconds", self.round_trip_seconds))
@@ -176,11 +191,12 @@ class Connection:
         parts = urlsplit(target)
         if parts.path == "/control":
             self._json(self._state.control(json.loads(body or b"{}")))
-        elif parts.path == f"/tenant/{TENANT}/datatable/{DATATABLE}/uploads/presignedurl":
+        elif parts.path.startswith(f"/tenant/{TENANT}/datatable/{DATATABLE_PREFIX}"):
             filename = parse_qs(parts.query).get("filename", ["unnamed"])[0]
             self._json({"PreSignedUploadUrl": self._state.presigned_url(filename)})
         elif parts.path == f"/tenant/{TENANT}/datatables":
-            self._json([{"id": DATATABLE, "displayName": "Orders", "datasetId": DATASET}])
+            tables = [f"{DATATABLE_PREFIX}{number}" for number in range(1, 33)]
+            self._json([{"id": one, "displayName": one, "datasetId": DATASET} for one in tables])
         else:
             self._answer(404, b"{}")
 

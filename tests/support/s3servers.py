@@ -111,8 +111,8 @@ class SeaweedFS:
     name = "seaweedfs"
 
     def __init__(self, origin: str, credentials: Credentials) -> None:
-        self._origin = origin
-        self._credentials = credentials
+        self.origin = origin
+        self.credentials = credentials
 
     def plain_url(self, filename: str) -> str:
         return self.signed_url(f"{uuid.uuid4()}/{filename}")
@@ -126,12 +126,12 @@ class SeaweedFS:
         headers: Mapping[str, str] | None = None,
         access_key_id: str | None = None,
     ) -> str:
-        right = self._credentials
+        right = self.credentials
         credentials = Credentials(access_key_id or right.access_key_id, right.secret_key)
         return presign(
             credentials,
             "PUT",
-            origin=self._origin,
+            origin=self.origin,
             path=f"/{BUCKET}/{key}",
             expires_seconds=expires_seconds,
             at=time.time() if at is None else at,
@@ -158,7 +158,7 @@ class SeaweedFS:
             return False
 
     def _own_url(self, method: str, path: str) -> str:
-        return presign(self._credentials, method, origin=self._origin, path=path, expires_seconds=60, at=time.time())
+        return presign(self.credentials, method, origin=self.origin, path=path, expires_seconds=60, at=time.time())
 
 
 def _key(url: str, prefix: str) -> str:

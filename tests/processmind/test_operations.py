@@ -4,12 +4,9 @@ import inspect
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +26,6 @@ from pmwatch.errors import (
     ServerFault,
     SourceChanged,
 )
-from pmwatch.processmind import Http
-from pmwatch.processmind.http import Timeouts
 from pmwatch.processmind.models import Answer, Process
 from pmwatch.sandbox import SandboxServer, TenantSeed
 from pmwatch.sandbox.api import OPERATIONS as PLAYED
@@ -252,27 +247,6 @@ def test_what_was_written_is_written_however_little_the_answer_says(said: bytes)
         assert client.delete_process("t", "p").success
         assert client.update_process("t", "p", display_name="x").id == ""
         assert client.update_tenant("t", display_name="x").id == ""
-
-
-def test_an_answer_that_drips_without_end_is_given_up() -> None:
-    def drip(connection: socket.socket) -> None:
-        pause = threading.Event()
-        with connection, suppress(OSError):
-            connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-            while True:
-                connection.sendall(b" ")
-                pause.wait(0.02)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=lambda: drip(listener.accept()[0]))
-        server.start()
-        http = Http(timeouts=Timeouts(1.0, 0.3, 0.3))
-        client = Client("k", base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", http=http, retries=False)
-        with pytest.raises(PmwatchError):
-            client.tenant("t")
-        http.close()
-        server.join()
 
 
 def test_a_path_with_a_slash_too_many_is_another_path(world: World) -> None:

@@ -1,6 +1,7 @@
 """The HTTP seam: one connection pool, and the one place where httpx errors become pmwatch's."""
 
 import email.utils
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 import httpcore
 import httpx
 
-from pmwatch.errors import AnswerLost, PmwatchError, RemoteError, ServerFault, Unreachable
+from pmwatch.errors import AnswerLost, ConfigError, PmwatchError, RemoteError, ServerFault, Unreachable
 
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """The largest answer that is read; anything longer is an error, not a reason to run out of memory."""
@@ -215,6 +216,24 @@ class Http:
             return
         skew = theirs - self._now()
         self.clock_skew_seconds = 0.0 if abs(skew) <= 2 else skew
+
+
+def open_http(timeouts: Timeouts, *, ca_file: str, client_cert_file: str, client_key_file: str, proxy: str) -> Http:
+    """Return the connections that a configuration asks for. Raises ConfigError where a file is not as it should be."""
+    files = {"ca_file": ca_file, "client_cert_file": client_cert_file, "client_key_file": client_key_file}
+    for key, path in files.items():
+        try:
+            with open(path or os.devnull, "rb"):
+                pass
+        except OSError as error:
+            raise ConfigError([f"api: {key}: {path!r} cannot be read: {error.strerror}"]) from None
+    cert = (client_cert_file, client_key_file) if client_cert_file else None
+    try:
+        return Http(timeouts=timeouts, ca_file=ca_file, client_cert=cert, proxy=proxy)
+    except OSError:
+        wrong = "ca_file" if cert is None else "ca_file, client_cert_file, client_key_file"
+        why = "no certificate (PEM), or the key is another certificate's, or needs a password"
+        raise ConfigError([f"api: {wrong}: {why}"]) from None
 
 
 def http_date(text: str) -> float | None:

@@ -190,6 +190,10 @@ class Settled:
     expected_sha256: str = ""  # what a manifest says
 
 
+BY_HAND: Final = "(upload)"
+"""The folder of what `pmwatch upload` sent; no configured one can have this name. Its paths are absolute."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One version of one file on its way to one destination: a row of the ledger.

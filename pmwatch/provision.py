@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pmwatch.errors import ConfigError, DestinationUnknown
+from pmwatch.formats import MAX_MODEL_BYTES, Broken, read_model
 from pmwatch.processmind import Client
 from pmwatch.processmind.models import Dataset, Mapping, Process, User
 
@@ -103,13 +104,27 @@ def _problems(plan: Plan, directory: str) -> Iterator[str]:
     ):
         yield from (f"{what}: {name!r} is there twice" for name in sorted({n for n in names if names.count(n) > 1}))
     for process in plan.processes:
-        if process.bpmn and not os.path.isfile(os.path.join(directory, process.bpmn)):
-            yield f"process {process.name!r}: bpmn: there is no file {process.bpmn!r} beside the plan"
+        if process.bpmn and (wrong := _wrong_with(os.path.join(directory, process.bpmn))):
+            yield f"process {process.name!r}: bpmn {process.bpmn!r}: {wrong}"
         if process.mappings and not process.bpmn:
             yield f"process {process.name!r}: mappings need a BPMN model; name its file with bpmn"
         for mapping in process.mappings:
             if "/" not in mapping.datatable:
                 yield f'process {process.name!r}: mapping {mapping.name!r}: write the datatable as "Dataset/Table"'
+
+
+def _wrong_with(model: str) -> str:
+    """Say what is wrong with the file of a model, which would else come out in the middle of the steps."""
+    try:
+        with open(model, "rb") as file:
+            read_model(file.read(MAX_MODEL_BYTES + 1))
+    except FileNotFoundError:
+        return "there is no file of that name beside the plan"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    except Broken as broken:
+        return broken.sentence
+    return ""
 
 
 class Provisioner:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from pmwatch.files import is_regular, look
 from pmwatch.ledger import Ledger
-from pmwatch.model import Delivery, Fingerprint, Folder
+from pmwatch.model import BY_HAND, Delivery, Fingerprint, Folder
 
 
 def clear_archive(
@@ -70,6 +70,8 @@ def forget(
 
 def _may_be_on_disk(delivery: Delivery, folder: Folder | None) -> bool:
     """Tell whether a file of this delivery's path, or the one it became, is there, or may be when a mount is back."""
+    if delivery.folder == BY_HAND:
+        return False  # nobody looks there for files that are new
     if folder is None:
         return True  # nobody knows where it would be
     if delivery.location:

@@ -46,7 +46,7 @@ from pmwatch.model import (
     Target,
     display,
 )
-from pmwatch.processmind import Http, Storage, Timeouts
+from pmwatch.processmind import Http, Storage, Timeouts, open_http
 from pmwatch.processmind.keys import KeyRing
 from pmwatch.reporting import Reporter
 from pmwatch.retention import clear_archive, forget
@@ -728,20 +728,13 @@ def _late_thread(name: str) -> str:
 
 def _http(settings: Settings, timeouts: Timeouts) -> Http:
     api = settings.api
-    cert = (api.client_cert_file, api.client_key_file) if api.client_cert_file else None
-    for key in ("ca_file", "client_cert_file", "client_key_file"):
-        path = getattr(api, key)
-        try:
-            with open(path or os.devnull, "rb"):
-                pass
-        except OSError as error:
-            raise ConfigError([f"api: {key}: {path!r} cannot be read: {error.strerror}"]) from None
-    try:
-        return Http(timeouts=timeouts, ca_file=api.ca_file, client_cert=cert, proxy=api.proxy.get_secret_value())
-    except OSError:
-        wrong = "ca_file" if cert is None else "ca_file, client_cert_file, client_key_file"
-        why = "no certificate (PEM), or the key is another certificate's, or needs a password"
-        raise ConfigError([f"api: {wrong}: {why}"]) from None
+    return open_http(
+        timeouts,
+        ca_file=api.ca_file,
+        client_cert_file=api.client_cert_file,
+        client_key_file=api.client_key_file,
+        proxy=api.proxy.get_secret_value(),
+    )
 
 
 def _target_of(folder: Folder) -> Callable[[bytes], tuple[Target, Order] | None]:

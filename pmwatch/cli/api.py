@@ -1,24 +1,29 @@
 """`pmwatch api GROUP VERB`: every operation of ProcessMind's API. The commands are made of the client's own methods."""
 
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, get_type_hints
+from typing import Annotated, Any, Final, get_args, get_type_hints
 
 import typer
 from pydantic import BaseModel
+from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 
 from pmwatch.cli import app
-from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json, settings_of
+from pmwatch.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, console, http_of, print_json, settings_of
 from pmwatch.config import Settings
 from pmwatch.errors import ConfigError, DestinationUnknown, PmwatchError
 from pmwatch.formats import Broken, read_model
 from pmwatch.model import Tenant
 from pmwatch.processmind.client import DEFAULT_BASE_URL, Client, Fields
 from pmwatch.processmind.keys import KeyRing
+from pmwatch.processmind.models import Success
 
 KEY_VARIABLE: Final = "PMWATCH_API_KEY"
 URL_VARIABLE: Final = "PMWATCH_API_BASE_URL"
@@ -27,12 +32,15 @@ _PREFERRED: Final = (
     "id",
     "displayName",
     "email",
-    "treeNodeType",
-    "datatableCount",
     "rowCount",
+    "datatableCount",
+    "color",
+    "treeNodeType",
+    "dataTableId",
     "datasetId",
     "createdAt",
 )
+_FOLDED_WIDTH: Final = 32  # a text in a cell may take more than one line from here on
 
 COMMANDS: Final[Mapping[str, Mapping[str, str]]] = {
     "tenant": {"get": "tenant", "update": "update_tenant", "statistics": "tenant_statistics"},
@@ -88,7 +96,7 @@ _HELP: Final = {
     "mapping_id": "The mapping's id.",
     "user_id": "The user's id.",
     "target_id": "The id of the tenant to delete.",
-    "parent_id": "The id of the group that it goes into.",
+    "parent_id": 'The id of the group that it goes into; "" is the top of the tree.',
     "group": "Make a group instead, which holds others.",
     "email": "The user's e-mail address.",
     "first_name": "The user's first name.",
@@ -130,7 +138,7 @@ TenantOption = Annotated[
     ),
 ]
 IdsOption = Annotated[bool, typer.Option("--ids", help="Print only ids, one a line.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only show the request; nothing is sent.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only show the request; nothing is changed.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -140,17 +148,19 @@ class _DryRun(Exception):
 
 
 class _Recorder(Client):
-    """A client that sends nothing: the request it would make comes out as `_DryRun`."""
+    """A client that changes nothing: the request with which it would comes out as `_DryRun`."""
 
     def _call(
         self,
-        shape: type[Any],  # noqa: ARG002  as Client has it
+        shape: type[Any],
         method: str,
         path: tuple[str, ...],
         *,
         query: dict[str, str] | None = None,
         body: Fields | None = None,
     ) -> Any:
+        if method == "GET":  # how it is now, where only a part is to change
+            return super()._call(shape, method, path, query=query, body=body)
         raise _DryRun({"method": method, "path": "/" + "/".join(path), "query": query or {}, "body": body})
 
 
@@ -169,6 +179,10 @@ def access_of(config: str | None, tenant: str | None) -> Access:
     key, url = os.environ.get(KEY_VARIABLE, ""), os.environ.get(URL_VARIABLE, "")
     if key and tenant:
         return Access(tenant, key, url or DEFAULT_BASE_URL)
+    if key and config is None and not os.path.exists(DEFAULT_CONFIG):
+        raise typer.BadParameter(
+            f"{KEY_VARIABLE} is set, but no tenant is named: give its id with --tenant, or in {TENANT_VARIABLE}"
+        )
     try:
         settings = settings_of(config)
     except ConfigError as error:
@@ -198,31 +212,49 @@ def _command(method: str) -> Callable[..., None]:
     deletes = method.startswith(("delete_", "remove_"))
 
     def run(**given: Any) -> None:
-        as_json, only_ids = given.pop("json"), given.pop("ids")
+        as_json, only_ids = given.pop("json"), given.pop("ids", False)
         dry_run, yes = given.pop("dry_run", False), given.pop("yes", False)
         access = access_of(given.pop("config"), given.pop("tenant"))
         if "bpmn_xml" in given:
             given["bpmn_xml"] = read_bpmn(given["bpmn_xml"])
         if deletes and not (dry_run or yes):
             named = ", ".join(str(value) for value in given.values())
-            typer.confirm(f"{method.replace('_', ' ')} {named}?", abort=True)
+            typer.confirm(f"{method.replace('_', ' ')} {named}?", abort=True, err=True)
         kind = _Recorder if dry_run else Client
-        try:
-            with kind(access.api_key, base_url=access.base_url) as client:
+        with closing(http_of(access.settings)) as http:
+            client = kind(access.api_key, base_url=access.base_url, http=http)
+            try:
                 answer = getattr(client, method)(access.tenant_id, **given)
-        except _DryRun as recorded:
-            print_json(recorded.request)
-            return
+            except _DryRun as recorded:
+                print_json(recorded.request)
+                return
         if only_ids:
             _show_ids(answer)
         else:
             _show(answer, as_json=as_json)
 
-    parameters = [_parameter(one, hints[one.name]) for one in own] + list(_common(writes=writes, deletes=deletes))
+    parameters = [_parameter(one, hints[one.name]) for one in own]
+    parameters += _common(writes=writes, deletes=deletes, ids=_has_id(hints["return"]))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {one.name: one.annotation for one in parameters}
-    run.__doc__ = (inspect.getdoc(call) or "").split("\n\n", maxsplit=1)[0]
+    run.__doc__ = _help_of(call, own)
     return run
+
+
+def _help_of(call: Callable[..., Any], own: list[inspect.Parameter]) -> str:
+    """Return the first paragraph of a method's docstring, in the words of a shell."""
+    text = (inspect.getdoc(call) or "").split("\n\n", maxsplit=1)[0]
+    text = text.replace("Return ", "Show ", 1) if text.startswith("Return ") else text
+    for one in own:
+        text = text.replace(f"`{one.name}`", f"--{one.name.replace('_', '-')}")
+    stays = call.__name__.startswith("update_") and any(one.default is None for one in own)
+    return text.replace("`", "") + ("\n\nWhat is not given stays as it is." if stays else "")
+
+
+def _has_id(answer: Any) -> bool:
+    """Tell whether what a method returns has an id to print, or each one in a list of them."""
+    [shape] = get_args(answer) or (answer,)
+    return issubclass(shape, BaseModel) and "id" in shape.model_fields
 
 
 def _only_reads(method: str) -> bool:
@@ -233,16 +265,18 @@ def _parameter(one: inspect.Parameter, hint: Any) -> inspect.Parameter:
     """Return a parameter as typer takes it: an argument where the client wants it by position, else an option."""
     text = _HELP[one.name]
     if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        marked: Any = Annotated[hint, typer.Argument(help=text)]
+        metavar = "FILE" if one.name == "bpmn_xml" else one.name.upper()
+        marked: Any = Annotated[hint, typer.Argument(help=text, metavar=metavar)]
     else:
         marked = Annotated[hint, typer.Option(help=text)]
     default = one.default if one.default is not inspect.Parameter.empty else inspect.Parameter.empty
     return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=marked)
 
 
-def _common(*, writes: bool, deletes: bool) -> Iterator[inspect.Parameter]:
+def _common(*, writes: bool, deletes: bool, ids: bool) -> Iterator[inspect.Parameter]:
     options: list[tuple[str, Any, Any]] = [("tenant", TenantOption, None), ("config", ConfigOption, None)]
-    options += [("json", JsonOption, False), ("ids", IdsOption, False)]
+    options += [("json", JsonOption, False)]
+    options += [("ids", IdsOption, False)] if ids else []
     options += [("dry_run", DryRunOption, False)] if writes else []
     options += [("yes", YesOption, False)] if deletes else []
     for name, annotation, default in options:
@@ -280,21 +314,74 @@ def _show(answer: Any, *, as_json: bool) -> None:
     if isinstance(answer, str):
         out.print(answer, soft_wrap=True)
     elif isinstance(answer, list):
-        names = [name for name in _names(rows) if not all(isinstance(row.get(name), list | dict) for row in rows)]
-        table = Table()
-        for name in names:
-            longest = max(len(_cell(row.get(name))) for row in rows)
-            table.add_column(name, min_width=longest if name == "id" else None)  # an id is there to be copied
-        for row in rows:
-            table.add_row(*(_cell(row.get(name)) for name in names))
-        out.print(table if rows else "none")
+        _show_rows(out, rows)
     else:
-        for name, value in rows[0].items():
+        _show_record(out, rows[0])
+
+
+def _show_record(out: Console, record: dict[str, Any]) -> None:
+    """Print a record line by line, and what lists it has as tables."""
+    for name, value in record.items():
+        if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            out.print(f"{name}:")
+            _show_rows(out, value)
+        else:
             out.print(f"{name}: {_cell(value)}", soft_wrap=True)
 
 
+def _show_rows(out: Console, rows: list[dict[str, Any]]) -> None:
+    """Print a table: on a terminal the columns that fit, elsewhere all, as wide as they are."""
+    if not rows:
+        out.print("none")
+        return
+    names = [name for name in _names(rows) if not all(_is_deep(row.get(name)) for row in rows)]
+    longest = {name: max(cell_len(text) for text in (name, *(_cell(row.get(name)) for row in rows))) for name in names}
+    shown = names
+    if out.is_terminal:
+        shown = _fitting(names, longest, out.width)
+    else:
+        out.width = sum(longest.values()) + 3 * len(names) + 1
+    table = Table()
+    for name in shown:
+        table.add_column(name, no_wrap=_is_rigid(name, longest[name]))
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in shown))
+    out.print(table)
+    if shown != names:
+        out.print(f"not shown: {', '.join(name for name in names if name not in shown)}; --json has all")
+
+
+def _fitting(names: list[str], longest: Mapping[str, int], width: int) -> list[str]:
+    """Return as many columns, from the left, as fit side by side; two at least."""
+    shown, used = list[str](), 1
+    for name in names:
+        needed = longest[name] if _is_rigid(name, longest[name]) else _FOLDED_WIDTH
+        used += needed + 3
+        if used > width and len(shown) >= 2:
+            break
+        shown.append(name)
+    return shown
+
+
+def _is_rigid(name: str, longest: int) -> bool:
+    """Tell whether a column is never folded: an id is there to be copied, and a short text looks torn."""
+    return longest <= _FOLDED_WIDTH or name.lower().endswith("id")
+
+
+def _is_deep(value: Any) -> bool:
+    return isinstance(value, list | dict) and not _is_reference(value)
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"id"}
+
+
 def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json", by_alias=True, exclude_none=True) if isinstance(value, BaseModel) else value
+    """Return what the API said, under its own names; not what a model would have where it said nothing."""
+    if not isinstance(value, BaseModel):
+        return value
+    said = value.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return {"success": value.success, **said} if isinstance(value, Success) else said
 
 
 def _names(rows: list[dict[str, Any]]) -> list[str]:
@@ -303,9 +390,11 @@ def _names(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, dict) and set(value) == {"id"}:
+    if _is_reference(value):
         return str(value["id"])
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 api = typer.Typer(no_args_is_help=True, help="Every operation of ProcessMind's API, from the shell.")

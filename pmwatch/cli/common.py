@@ -6,7 +6,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlencode
 
 import typer
@@ -16,6 +16,9 @@ from pmwatch.config import Settings, load
 from pmwatch.errors import LedgerError
 from pmwatch.ledger import Ledger
 from pmwatch.ledger.lock import read_holder
+
+if TYPE_CHECKING:
+    from pmwatch.processmind import Http
 
 DEFAULT_CONFIG: Final = "/etc/pmwatch/config.toml"
 _ASK_SECONDS: Final = 10.0
@@ -63,6 +66,22 @@ def settings_of(
         if value is not None:
             flags[section] = {key: value}
     return load(config or DEFAULT_CONFIG, flags=flags)
+
+
+def http_of(settings: Settings | None) -> "Http":
+    """Return connections as the configuration wants them, or plain ones without any."""
+    from pmwatch.processmind import Http, Timeouts, open_http
+
+    if settings is None:
+        return Http()
+    api = settings.api
+    return open_http(
+        Timeouts(api.connect_timeout, api.timeout, api.stall_timeout),
+        ca_file=api.ca_file,
+        client_cert_file=api.client_cert_file,
+        client_key_file=api.client_key_file,
+        proxy=api.proxy.get_secret_value(),
+    )
 
 
 def check_folder_name(settings: Settings, name: str | None) -> None:

@@ -23,7 +23,7 @@ from pmwatch.delivery.dispose import source_of
 from pmwatch.errors import ExitCode
 from pmwatch.files import look
 from pmwatch.ledger import Ledger
-from pmwatch.model import Delivery, Fingerprint, Folder, Outcome, State, format_size
+from pmwatch.model import BY_HAND, Delivery, Fingerprint, Folder, Outcome, State, format_size
 
 
 @app.command()
@@ -103,7 +103,9 @@ def _lacks(delivery: Delivery, folders: Mapping[str, Folder], *, from_archive: b
     """Say why a delivery cannot go again; empty where it can."""
     folder = folders.get(delivery.folder)
     if folder is None:
-        return f"its folder {delivery.folder} is no longer in the configuration"
+        by_hand = "it came by pmwatch upload: use that again, with --force"
+        gone = f"its folder {delivery.folder} is no longer in the configuration"
+        return by_hand if delivery.folder == BY_HAND else gone
     if delivery.state is not State.DONE:
         return "its source is still being archived or deleted; try again in a moment"
     if delivery.location and not from_archive:

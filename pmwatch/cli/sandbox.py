@@ -56,12 +56,12 @@ def sandbox(
 
     It asks nobody for permission to be looked at: keep it on this machine.
     """
-    try:
-        host, port = split_listen(listen)
-    except ValueError as error:
-        raise typer.BadParameter(f"--listen {listen}: {error}") from None
-    directory = Path(state or tempfile.mkdtemp(prefix="pmwatch-sandbox-"))
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+    host, port = _address(listen)
+    for rule in fault or ():
+        _check_rule(rule)
+    _check_directory("--env-file", env_file)
+    _check_directory("--ready-file", ready_file)
+    directory = _state_directory(state)
 
     def tell(server: SandboxServer) -> None:
         out = console()
@@ -74,8 +74,6 @@ def sandbox(
         if env_file:
             _write_variables(env_file, server)
 
-    for rule in fault or ():
-        _check_rule(rule)
     try:
         serve(host, port, directory, Path(ready_file) if ready_file else None, fault or [], tell, tenants=tenants)
     except OSError as error:
@@ -83,6 +81,27 @@ def sandbox(
             f"the sandbox cannot serve on {listen} with {directory}: {error.strerror}",
             hint="Another program may use that port: choose one with --listen, or port 0 for a free one.",
         ) from None
+
+
+def _address(listen: str) -> tuple[str, int]:
+    try:
+        return split_listen(listen)
+    except ValueError:
+        raise typer.BadParameter(f'--listen {listen}: write HOST:PORT, such as "127.0.0.1:9100"') from None
+
+
+def _check_directory(option: str, file: str | None) -> None:
+    if file and not os.path.isdir(os.path.dirname(os.path.abspath(file))):
+        raise typer.BadParameter(f"{option} {file}: there is no such directory")
+
+
+def _state_directory(state: str | None) -> Path:
+    directory = Path(state or tempfile.mkdtemp(prefix="pmwatch-sandbox-"))
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"--state {directory}: {error.strerror}") from None
+    return directory
 
 
 def _write_variables(path: str, server: SandboxServer) -> None:

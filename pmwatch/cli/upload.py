@@ -7,9 +7,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
@@ -19,7 +20,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from pmwatch.cli import app
 from pmwatch.cli.api import Access, access_of, read_bpmn
-from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json
+from pmwatch.cli.choosing import action
+from pmwatch.cli.common import ConfigOption, JsonOption, console, http_of, print_json
 from pmwatch.config import Settings, is_loopback
 from pmwatch.delivery.body import Source
 from pmwatch.delivery.remote import api_filename
@@ -30,12 +32,15 @@ from pmwatch.errors import (
     ChecksumMismatch,
     Decision,
     ExitCode,
+    LedgerError,
     PmwatchError,
+    Refused,
+    SourceVanished,
     UrlExpired,
 )
-from pmwatch.ledger import Ledger
-from pmwatch.model import Destination, Target, display, format_size
-from pmwatch.processmind import Client, Http, Storage, resolve
+from pmwatch.ledger import ByHand, Ledger
+from pmwatch.model import READABLE_TYPES, Destination, Target, display, format_size
+from pmwatch.processmind import Client, Receipt, Storage, resolve
 
 _TRIES: Final = 6
 _POLICY: Final = RetryPolicy(first=0.5, longest=20.0)
@@ -43,7 +48,7 @@ _POLICY: Final = RetryPolicy(first=0.5, longest=20.0)
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """How one file fared: uploaded, duplicate or failed, and why."""
+    """How one file fared: uploaded, duplicate, failed or interrupted, and why."""
 
     path: str
     outcome: str
@@ -55,7 +60,7 @@ class _Sent:
 
 @app.command()
 def upload(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="What to upload; - is standard input.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="What to upload; - is standard input.")],
     *,
     to: Annotated[
         str,
@@ -68,73 +73,147 @@ def upload(
         ),
     ] = None,
     name: Annotated[str, typer.Option("--name", help="The name of what comes from standard input.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Also what the ledger says has gone there already.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what has gone there already, and files of any type.")
+    ] = False,
     parallel: Annotated[int, typer.Option("--parallel", "-p", min=1, max=32, help="How many at a time.")] = 4,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Upload files now, and wait until the storage has confirmed every byte. Exits 1 where one did not arrive.
 
-    Several go at the same time, in no order. What the ledger knows as uploaded to the same datatable does not go again.
-    The tenant is one of the configuration, or any by its id with the key in PMWATCH_API_KEY.
+    Several go at the same time, in no order. With a configuration whose ledger is on this machine, what has gone to the
+    same datatable before does not go again, and what goes now is recorded, so that no folder sends it later; a BPMN
+    model always goes. The tenant is one of the configuration, or any by its id with the key in PMWATCH_API_KEY, and
+    then without a ledger.
+
+    Exit codes: 0 all arrived or had before, 1 one did not, 2 wrong usage, 78 wrong configuration, 130 interrupted.
     """
     tenant, _, datatable = to.partition("/")
     if bool(datatable) is (process is not None):
         raise typer.BadParameter("--to is TENANT/DATASET/DATATABLE, or with --process the tenant alone")
-    if "-" in files and not name:
-        raise typer.BadParameter("standard input needs a --name, such as orders.csv")
+    _check_standard_input(files, name)
     access = access_of(config, tenant)
     with ExitStack() as stack:
-        http = Http(ca_file=access.settings.api.ca_file if access.settings else "")
+        http = http_of(access.settings)
         stack.callback(http.close)
         client = Client(access.api_key, base_url=access.base_url, http=http)
         if process is not None:
             sent = [_send_model(client, access.tenant_id, path, process) for path in files]
         else:
-            paths = [_spooled(stack, name) if path == "-" else path for path in files]
-            sender = _sender(stack, client, http, access, Target(tenant, datatable), force=force)
-            sent = _send_all(sender, paths, parallel=parallel, quiet=json)
+            jobs = [_Job(name, _spooled(stack, name), "") if path == "-" else _job(path) for path in files]
+            storage = Storage(http, allowed_hosts=_hosts(access), allow_loopback=_is_local(access))
+            destination = resolve(client, access.tenant_id, Target(tenant, datatable))
+            memory = _Memory(_ledger(stack, access.settings), Target(tenant, datatable), destination)
+            sender = _Sender(client, storage, memory, force=force)
+            sent = _send_all(sender, jobs, parallel=parallel, quiet=json)
     _tell(sent, as_json=json)
+    if any(one.outcome == "interrupted" for one in sent):
+        raise typer.Exit(130)  # 128 + SIGINT, as shells have it
     if any(one.outcome == "failed" for one in sent):
         raise typer.Exit(ExitCode.FAILURE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One file: how it is called, where it lies, and under which absolute path it is recorded (empty: by its name)."""
+
+    name: str
+    path: str
+    recorded: str
+
+
+def _job(path: str) -> _Job:
+    return _Job(path, path, os.path.abspath(path))
+
+
+def _check_standard_input(files: Sequence[str], name: str) -> None:
+    if files.count("-") > 1:
+        raise typer.BadParameter("standard input (-) can be given once")
+    if "-" in files and (not name or name in (".", "..") or os.path.basename(name) != name):
+        raise typer.BadParameter("standard input needs a --name without directories, such as orders.csv")
 
 
 def _spooled(stack: ExitStack, name: str) -> str:
     """Write standard input to a file: S3 must be told the length before the first byte."""
     directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pmwatch-upload-"))
-    path = os.path.join(directory, os.path.basename(name))
+    path = os.path.join(directory, name)
     with open(path, "xb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
     return path
 
 
+class _Memory:
+    """What has reached the datatable: by this command, and by the ledger where there is one."""
+
+    def __init__(self, ledger: Ledger | None, target: Target, destination: Destination) -> None:
+        self.destination = destination
+        self._ledger = ledger
+        self._target = target
+        self._sent: set[str] = set()
+        self._lock = threading.Lock()
+        self._turns: dict[str, threading.Lock] = {}
+
+    def turn(self, sha256: str) -> threading.Lock:
+        """Return the lock under which content is asked for and sent: of two equal files the second waits."""
+        with self._lock:
+            return self._turns.setdefault(sha256, threading.Lock())
+
+    def has(self, sha256: str) -> bool:
+        """Tell whether this content is there."""
+        return sha256 in self._sent or (
+            self._ledger is not None and self._ledger.has_uploaded(self.destination, sha256)
+        )
+
+    def note(self, job: _Job, source: Source, sha256: str, receipt: Receipt) -> str:
+        """Record an upload; return what is to be said about that."""
+        self._sent.add(sha256)
+        if self._ledger is None:
+            return ""
+        path = os.fsencode(job.recorded or job.name)
+        sent = ByHand(path, source.fingerprint, self._target, self.destination, sha256, receipt.etag)
+        try:
+            self._ledger.uploaded_by_hand(sent, by=action("upload", ""))
+        except LedgerError as error:
+            return f"not recorded in the ledger: {error.message}"
+        return ""
+
+
 class _Sender:
     """Sends single files to one datatable, each with its own tries."""
 
-    def __init__(
-        self, client: Client, storage: Storage, destination: Destination, known: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, client: Client, storage: Storage, memory: _Memory, *, force: bool) -> None:
         self._client = client
         self._storage = storage
-        self._destination = destination
-        self._known = known
+        self._memory = memory
+        self._destination = memory.destination
+        self._force = force
 
-    def send(self, path: str, progress: Callable[[int], None]) -> _Sent:
+    def send(self, job: _Job, progress: Callable[[int], None]) -> _Sent:
         """Upload one file; how it fared."""
         try:
-            full = os.fsencode(os.path.abspath(path))
+            full = os.fsencode(os.path.abspath(job.path))
             with Source(os.path.dirname(full), os.path.basename(full)) as source:
-                size = source.fingerprint.size
+                if not self._force:
+                    _check_type(job.name)
                 sha256 = source.hash()
-                if self._known(sha256):
-                    return _Sent(path, "duplicate", size, sha256, "it has gone there already; --force sends it again")
-                self._put(full, source, progress)
-                return _Sent(path, "uploaded", size, sha256)
+                with self._memory.turn(sha256):
+                    return self._send(job, full, source, sha256, progress)
+        except SourceVanished:
+            return _Sent(job.name, "failed", message="there is no such file")
         except PmwatchError as error:
-            return _Sent(path, "failed", message=error.message, hint=error.hint)
+            return _Sent(job.name, "failed", message=error.message, hint=error.hint)
 
-    def _put(self, path: bytes, source: Source, progress: Callable[[int], None]) -> None:
+    def _send(self, job: _Job, full: bytes, source: Source, sha256: str, progress: Callable[[int], None]) -> _Sent:
+        size = source.fingerprint.size
+        if not self._force and self._memory.has(sha256):
+            return _Sent(job.name, "duplicate", size, sha256, "it has gone there already; --force sends it again")
+        receipt = self._put(full, source, progress)
+        return _Sent(job.name, "uploaded", size, sha256, self._memory.note(job, source, sha256, receipt))
+
+    def _put(self, path: bytes, source: Source, progress: Callable[[int], None]) -> Receipt:
         url, lost, started = "", False, time.monotonic()
+        receipt = Receipt("", "", "")
 
         def body() -> Iterator[bytes]:
             progress(0)
@@ -160,7 +239,8 @@ class _Sender:
                 wait = getattr(error, "retry_after", None) or _POLICY.wait(time.monotonic() - started)
                 threading.Event().wait(min(wait, _POLICY.longest))
                 continue
-            return
+            return receipt
+        raise AssertionError("the last try returns or raises")
 
     def _presign(self, path: bytes, source: Source) -> str:
         url = self._client.presigned_upload_url(
@@ -175,25 +255,46 @@ class _Sender:
         return url
 
 
-def _sender(stack: ExitStack, client: Client, http: Http, access: Access, target: Target, *, force: bool) -> _Sender:
-    hosts = access.settings.api.allowed_upload_hosts if access.settings else ()
-    local = is_loopback(urlsplit(access.base_url).hostname or "")
-    destination = resolve(client, access.tenant_id, target)
-    known = (lambda _: False) if force else _known(stack, access.settings, destination)
-    return _Sender(client, Storage(http, allowed_hosts=hosts, allow_loopback=local), destination, known)
+def _check_type(name: str) -> None:
+    kind = os.path.splitext(name)[1].lower()
+    if kind.removeprefix(".") not in READABLE_TYPES:
+        raise Refused(
+            f"ProcessMind does not read {kind or 'such'} files",
+            reason="unsupported_type",
+            hint=f"It reads {', '.join(READABLE_TYPES)}. A BPMN model goes with --process; --force sends any file.",
+        )
 
 
-def _known(stack: ExitStack, settings: Settings | None, destination: Destination) -> Callable[[str], bool]:
-    """Return what tells whether the ledger has content as uploaded to a datatable; without a ledger nothing is."""
-    if settings is None or not os.path.exists(os.path.join(settings.state.dir, "ledger.db")):
-        return lambda _: False
-    ledger = Ledger.open(settings.state.dir, read_only=True)
+def _hosts(access: Access) -> Sequence[str]:
+    return access.settings.api.allowed_upload_hosts if access.settings else ()
+
+
+def _is_local(access: Access) -> bool:
+    return is_loopback(urlsplit(access.base_url).hostname or "")
+
+
+def _ledger(stack: ExitStack, settings: Settings | None) -> Ledger | None:
+    """Open the ledger of the configuration where there is one; say so where it cannot be used."""
+    if settings is None:
+        return None
+    try:
+        os.stat(os.path.join(settings.state.dir, "ledger.db"))
+        ledger = Ledger.open(settings.state.dir)
+    except FileNotFoundError:
+        return None
+    except (OSError, LedgerError) as error:
+        why = error.strerror if isinstance(error, OSError) else error.message
+        sys.stderr.write(
+            f"pmwatch: the ledger in {settings.state.dir} cannot be used ({why}): "
+            "what has gone before is not known, and what goes now is not recorded\n"
+        )
+        return None
     stack.callback(ledger.close)
-    return lambda sha256: ledger.has_uploaded(destination, sha256)
+    return ledger
 
 
-def _send_all(sender: _Sender, paths: Sequence[str], *, parallel: int, quiet: bool) -> list[_Sent]:
-    """Send several files at the same time, with a bar for each where somebody looks."""
+def _send_all(sender: _Sender, jobs: Sequence[_Job], *, parallel: int, quiet: bool) -> list[_Sent]:
+    """Send several files at the same time, with a bar for each where somebody looks; Ctrl-C ends it at once."""
     out = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -202,17 +303,45 @@ def _send_all(sender: _Sender, paths: Sequence[str], *, parallel: int, quiet: bo
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with (
-        Progress(*columns, console=out, disable=quiet or not out.is_terminal) as bars,
-        ThreadPoolExecutor(parallel) as threads,
-    ):
+    futures: list[Future[_Sent]] = [Future() for _ in jobs]
+    waiting = SimpleQueue[int]()
+    for number in range(len(jobs)):
+        waiting.put(number)
+    with Progress(*columns, console=out, disable=quiet or not out.is_terminal) as bars:
 
-        def send(path: str) -> _Sent:
-            shown = display(os.fsencode(os.path.basename(path))).replace("[", "\\[")
-            task = bars.add_task(shown, total=os.path.getsize(path) if os.path.isfile(path) else None)
-            return sender.send(path, lambda done: bars.update(task, completed=done))
+        def send(job: _Job) -> _Sent:
+            shown = display(os.fsencode(os.path.basename(job.path))).replace("[", "\\[")
+            task = bars.add_task(shown, total=os.path.getsize(job.path) if os.path.isfile(job.path) else None)
+            return sender.send(job, lambda done: bars.update(task, completed=done))
 
-        return list(threads.map(send, paths))
+        for _ in range(min(parallel, len(jobs))):
+            threading.Thread(target=_work, args=(waiting, jobs, futures, send), daemon=True).start()
+        try:
+            return [future.result() for future in futures]
+        except KeyboardInterrupt:
+            return [_so_far(job, future) for job, future in zip(jobs, futures, strict=True)]
+
+
+def _work(
+    waiting: "SimpleQueue[int]", jobs: Sequence[_Job], futures: Sequence[Future[_Sent]], send: Callable[[_Job], _Sent]
+) -> None:
+    """Take one file after the other. In a daemon thread, for a pool waits for its threads, whatever they wait for."""
+    while True:
+        try:
+            number = waiting.get_nowait()
+        except Empty:
+            return
+        try:
+            futures[number].set_result(send(jobs[number]))
+        except BaseException as error:  # noqa: BLE001  raised again by the thread that waits for the result
+            futures[number].set_exception(error)
+
+
+def _so_far(job: _Job, future: Future[_Sent]) -> _Sent:
+    try:
+        return future.result(timeout=0)
+    except TimeoutError:
+        return _Sent(job.name, "interrupted", message="it may have arrived if it was at its end")
 
 
 def _send_model(client: Client, tenant_id: str, path: str, process: str) -> _Sent:

@@ -3,6 +3,17 @@
 from pmwatch.ledger.care import Found
 from pmwatch.ledger.lock import StateLock
 from pmwatch.ledger.store import Ledger
-from pmwatch.ledger.values import Action, Arrived, Decided, Disposed, StaleClaim, Verdict
+from pmwatch.ledger.values import Action, Arrived, ByHand, Decided, Disposed, StaleClaim, Verdict
 
-__all__ = ["Action", "Arrived", "Decided", "Disposed", "Found", "Ledger", "StaleClaim", "StateLock", "Verdict"]
+__all__ = [
+    "Action",
+    "Arrived",
+    "ByHand",
+    "Decided",
+    "Disposed",
+    "Found",
+    "Ledger",
+    "StaleClaim",
+    "StateLock",
+    "Verdict",
+]

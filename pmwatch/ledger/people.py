@@ -10,17 +10,20 @@ from pmwatch.ledger.base import Base
 from pmwatch.ledger.moves import (
     add_count,
     delivery_of,
+    destination_values,
     fingerprint_of,
     fingerprint_values,
+    lane_of,
     lane_of_id,
     move_each,
+    target_names,
     target_of,
     target_values,
 )
 from pmwatch.ledger.schema import actions, deliveries
 from pmwatch.ledger.statements import BY_ID, FRESH_VALUES, INSERT, LAST_SEQ, LAST_SIZE, SETTLED_VALUES
-from pmwatch.ledger.values import Action
-from pmwatch.model import PENDING, Delivery, Order, Outcome, State
+from pmwatch.ledger.values import Action, ByHand
+from pmwatch.model import BY_HAND, PENDING, Delivery, Order, Outcome, State
 
 _d: Final = deliveries.c
 _PEOPLES: Final = (State.FAILED, State.HELD)
@@ -74,6 +77,24 @@ class People(Base):
             again = [id_ for one in ids if (id_ := _resend(c, one, order_of, action, by.at))]
             c.execute(update(actions).where(actions.c.id == action).values(deliveries=ranges(again)))
             return again
+
+        return self._write(work)
+
+    def uploaded_by_hand(self, sent: ByHand, *, by: Action) -> int:
+        """Record what a person sent past every folder, so that it counts as uploaded from now on; return its id."""
+
+        def work(c: Connection) -> int:
+            values = FRESH_VALUES | fingerprint_values(sent.fingerprint) | target_names(sent.target)
+            values |= destination_values(sent.destination)
+            values |= {"lane": lane_of(sent.target, sent.destination, Order.ARRIVAL), "sort_key": b"", "attempts": 1}
+            values |= {"folder": BY_HAND, "path": sent.path, "current": None, "expected_sha256": "", "previous_id": 0}
+            values |= {"state": State.DONE, "outcome": Outcome.UPLOADED, "sha256": sent.sha256, "etag": sent.etag}
+            values |= dict.fromkeys(("seen_at", "settled_at", "claimed_at", "uploaded_at", "finished_at"), by.at)
+            values |= {"seq": int(c.execute(LAST_SEQ).scalar() or 0) + 1}
+            id_ = int(c.execute(INSERT, values).inserted_primary_key[0])  # type: ignore[index]  # as below
+            add_count(c, BY_HAND, State.DONE, 1)
+            _record(c, by, [id_])
+            return id_
 
         return self._write(work)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pmwatch.errors import LedgerError
-from pmwatch.model import Delivery, Fingerprint, State
+from pmwatch.model import Delivery, Destination, Fingerprint, State, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,18 @@ class Action:
     why: str = ""
     deliveries: str = ""
     id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ByHand:
+    """A file that a person sent past every folder; `path` is absolute, or only a name where there is no file."""
+
+    path: bytes
+    fingerprint: Fingerprint
+    target: Target
+    destination: Destination
+    sha256: str
+    etag: str
 
 
 class StaleClaim(LedgerError):

@@ -1,7 +1,7 @@
 """ProcessMind's API and the storage behind its presigned URLs; the only importer of httpx."""
 
 from pmwatch.processmind.client import Client
-from pmwatch.processmind.http import Http, Timeouts
+from pmwatch.processmind.http import Http, Timeouts, open_http
 from pmwatch.processmind.models import Dataset, Datatable, TenantInfo
 from pmwatch.processmind.resolve import resolve
 from pmwatch.processmind.storage import Receipt, Storage, url_expiry, url_host
@@ -15,6 +15,7 @@ __all__ = [
     "Storage",
     "TenantInfo",
     "Timeouts",
+    "open_http",
     "resolve",
     "url_expiry",
     "url_host",

@@ -46,12 +46,14 @@ from pmwatch.processmind.storage import Receipt, Storage, is_loopback_host
 
 DEFAULT_BASE_URL: Final = "https://api.processmind.com"
 _T = TypeVar("_T")
+_Identified = TypeVar("_Identified", User, Mapping)
 Fields = dict[str, Any]
 _PAUSES_SECONDS: Final = (0.3, 1.0, 3.0)
 _LONGEST_RETRY_SECONDS: Final = 10.0
 _WRITING: Final = ("POST", "PUT", "DELETE")  # whose answers may be empty
 _LONGEST_MESSAGE: Final = 300
 _CHUNK_BYTES: Final = 1024 * 1024
+_NO_SUCH_ID: Final = "Check the ids, and the address of the API."
 
 
 class Client:
@@ -62,12 +64,16 @@ class Client:
     errors below `RemoteError`: KeyRejected, DestinationUnknown (404), Rejected (400 and the like), Throttled,
     ServerFault, Unreachable, AnswerLost, each with status, request id and hint.
 
-    >>> with Client("my-api-key") as client:                               # doctest: +SKIP
-    ...     for dataset in client.datasets("tenant-123"):
+    >>> from pmwatch.errors import RemoteError
+    >>> with Client(api_key) as client:
+    ...     for dataset in client.datasets(tenant_id):
     ...         print(dataset.display_name, dataset.datatable_count)
-    >>> process = client.create_process("tenant-123", "Order to cash")     # doctest: +SKIP
-    >>> client.upload_bpmn("tenant-123", process.id, open("o2c.bpmn").read())  # doctest: +SKIP
-    >>> client.create_mapping("tenant-123", process.id, "table-456", display_name="Orders")  # doctest: +SKIP
+    ...     try:
+    ...         client.process(tenant_id, "p-17")
+    ...     except RemoteError as error:
+    ...         print(error.status, error.hint)
+    Sales 1
+    404 Check the ids, and the address of the API.
     """
 
     def __init__(
@@ -102,21 +108,37 @@ class Client:
     # ---- tenants ------------------------------------------------------------------------------------------
 
     def tenant(self, tenant_id: str) -> TenantInfo:
-        """Return a tenant (`getTenant`)."""
+        """Return a tenant (`getTenant`).
+
+        >>> client.tenant(tenant_id).display_name
+        'acme'
+        """
         return self._get(TenantInfo, "tenant", tenant_id)
 
     def update_tenant(self, tenant_id: str, *, display_name: str) -> TenantInfo:
-        """Give a tenant another name (`updateTenant`)."""
+        """Give a tenant another name (`updateTenant`).
+
+        >>> client.update_tenant(tenant_id, display_name="Acme Ltd").display_name
+        'Acme Ltd'
+        """
         return self._send(TenantInfo, "PUT", ("tenant", tenant_id), {"displayName": display_name})
 
     def tenant_statistics(self, tenant_id: str) -> Statistics:
-        """Return numbers about a tenant (`getTenantStatistics`)."""
+        """Return numbers about a tenant (`getTenantStatistics`).
+
+        >>> client.tenant_statistics(tenant_id).model_dump()["datatableCount"]
+        1
+        """
         return self._get(Statistics, "tenant", tenant_id, "statistics")
 
     # ---- users of a tenant --------------------------------------------------------------------------------
 
     def users(self, tenant_id: str) -> list[User]:
-        """Return the users of a tenant (`getTenantUsers`)."""
+        """Return the users of a tenant (`getTenantUsers`).
+
+        >>> [user.email for user in client.users(tenant_id)]
+        ['ann@example.com']
+        """
         return self._get(list[User], "tenant", tenant_id, "users")
 
     def add_user(
@@ -134,6 +156,9 @@ class Client:
         """Add a user to a tenant (`addTenantUser`).
 
         Whether the user gets an e-mail is the service's choice where `send_invitation` is None.
+
+        >>> client.add_user(tenant_id, "bob@example.com", first_name="Bob", developer=True).is_admin_in_tenant
+        False
         """
         body: dict[str, Any] = {"email": email, "firstName": first_name, "lastName": last_name}
         body |= _tenant_flags(active=active, admin=admin, developer=developer)
@@ -142,87 +167,172 @@ class Client:
         return self._send(User, "POST", ("tenant", tenant_id, "users"), body)
 
     def update_user(
-        self, tenant_id: str, user_id: str, *, active: bool = True, admin: bool = False, developer: bool = False
+        self,
+        tenant_id: str,
+        user_id: str,
+        *,
+        active: bool | None = None,
+        admin: bool | None = None,
+        developer: bool | None = None,
     ) -> User:
-        """Say what a user may do in a tenant (`updateTenantUser`)."""
+        """Say what a user may do in a tenant (`updateTenantUser`).
+
+        What is None stays as it is; the users are read first to know how.
+
+        >>> client.update_user(tenant_id, user_id, admin=True).is_active_in_tenant
+        True
+        """
+        if None in (active, admin, developer):
+            now = _one_of(self.users(tenant_id), user_id, "user")
+            active = _chosen(active, now.is_active_in_tenant, default=True)
+            admin = _chosen(admin, now.is_admin_in_tenant, default=False)
+            developer = _chosen(developer, now.is_developer_in_tenant, default=False)
         body = {"userId": user_id, "tenantId": tenant_id}
-        flags = _tenant_flags(active=active, admin=admin, developer=developer)
+        flags = _tenant_flags(active=bool(active), admin=bool(admin), developer=bool(developer))
         return self._send(User, "PUT", ("tenant", tenant_id, "users"), body | flags)
 
     def remove_user(self, tenant_id: str, user_id: str) -> Success:
-        """Take a user out of a tenant (`removeTenantUser`)."""
+        """Take a user out of a tenant (`removeTenantUser`).
+
+        >>> client.remove_user(tenant_id, user_id).success
+        True
+        """
         body = {"userId": user_id, "tenantId": tenant_id}
         return self._send(Success, "DELETE", ("tenant", tenant_id, "users"), body)
 
     # ---- datasets and datatables --------------------------------------------------------------------------
 
     def datasets(self, tenant_id: str) -> list[Dataset]:
-        """Return the datasets of a tenant (`getDatasets`)."""
+        """Return the datasets of a tenant (`getDatasets`).
+
+        >>> [dataset.display_name for dataset in client.datasets(tenant_id)]
+        ['Sales']
+        """
         return self._get(list[Dataset], "tenant", tenant_id, "datasets")
 
     def dataset(self, tenant_id: str, dataset_id: str) -> Dataset:
-        """Return one dataset with its datatables (`getDataset`)."""
+        """Return one dataset with its datatables (`getDataset`).
+
+        >>> [table.display_name for table in client.dataset(tenant_id, dataset_id).datatables]
+        ['Orders']
+        """
         return self._get(Dataset, "tenant", tenant_id, "datasets", dataset_id)
 
     def create_dataset(
         self, tenant_id: str, display_name: str, *, parent_id: str | None = None, group: bool = False
     ) -> Dataset:
-        """Create a dataset, or with `group` a group of them (`createDataset`)."""
+        """Create a dataset, or with `group` a group of them (`createDataset`).
+
+        >>> client.create_dataset(tenant_id, "Purchasing").display_name
+        'Purchasing'
+        """
         body = _tree_node(display_name, parent_id, "TreeGroup" if group else "Dataset")
         return self._send(Dataset, "POST", ("tenant", tenant_id, "datasets"), body)
 
     def delete_dataset(self, tenant_id: str, dataset_id: str) -> Success:
-        """Delete a dataset with its datatables (`deleteDataset`)."""
+        """Delete a dataset with its datatables (`deleteDataset`).
+
+        >>> client.delete_dataset(tenant_id, dataset_id).success
+        True
+        """
         return self._send(Success, "DELETE", ("tenant", tenant_id, "datasets", dataset_id), None)
 
     def datatables(self, tenant_id: str) -> list[Datatable]:
-        """Return all datatables of a tenant (`getDatatables`)."""
+        """Return all datatables of a tenant (`getDatatables`).
+
+        >>> [(table.display_name, table.row_count) for table in client.datatables(tenant_id)]
+        [('Orders', 0)]
+        """
         return self._get(list[Datatable], "tenant", tenant_id, "datatables")
 
     def datatable(self, tenant_id: str, datatable_id: str) -> Datatable:
-        """Return one datatable (`getDatatable`); its path says `datatable`, singular."""
+        """Return one datatable (`getDatatable`).
+
+        >>> client.datatable(tenant_id, datatable_id).row_count
+        0
+        """
         return self._get(Datatable, "tenant", tenant_id, "datatable", datatable_id)
 
     def create_datatable(self, tenant_id: str, dataset_id: str, display_name: str) -> Datatable:
-        """Create a datatable in a dataset (`createDatatable`)."""
+        """Create a datatable in a dataset (`createDatatable`).
+
+        >>> client.create_datatable(tenant_id, dataset_id, "Invoices").display_name
+        'Invoices'
+        """
         path = ("tenant", tenant_id, "datasets", dataset_id, "datatables")
         return self._send(Datatable, "POST", path, {"displayName": display_name})
 
     # ---- processes and mappings ---------------------------------------------------------------------------
 
     def processes(self, tenant_id: str) -> list[Process]:
-        """Return the processes of a tenant (`getProcesses`)."""
+        """Return the processes of a tenant (`getProcesses`).
+
+        >>> [process.display_name for process in client.processes(tenant_id)]
+        ['Order to cash']
+        """
         return self._get(list[Process], "tenant", tenant_id, "processes")
 
     def process(self, tenant_id: str, process_id: str) -> Process:
-        """Return one process (`getProcess`)."""
+        """Return one process (`getProcess`).
+
+        >>> client.process(tenant_id, process_id).display_name
+        'Order to cash'
+        """
         return self._get(Process, "tenant", tenant_id, "processes", process_id)
 
     def create_process(
         self, tenant_id: str, display_name: str, *, parent_id: str | None = None, group: bool = False
     ) -> Process:
-        """Create a process, or with `group` a group of them (`createProcess`)."""
+        """Create a process, or with `group` a group of them (`createProcess`).
+
+        >>> client.create_process(tenant_id, "Purchase to pay").designer_model_id is None
+        True
+        """
         body = _tree_node(display_name, parent_id, "TreeGroup" if group else "Process")
         return self._send(Process, "POST", ("tenant", tenant_id, "processes"), body)
 
     def update_process(
-        self, tenant_id: str, process_id: str, *, display_name: str, parent_id: str | None = None
+        self, tenant_id: str, process_id: str, *, display_name: str | None = None, parent_id: str | None = None
     ) -> Process:
-        """Give a process another name and place in the tree (`updateProcess`)."""
-        body = {"displayName": display_name, "treeParentId": parent_id}
+        """Give a process another name, or another place in the tree (`updateProcess`).
+
+        What is None stays as it is; the process is read first to know how. The `parent_id` "" is the top of the tree.
+
+        >>> client.update_process(tenant_id, process_id, display_name="O2C").display_name
+        'O2C'
+        """
+        if display_name is None or parent_id is None:
+            now = self.process(tenant_id, process_id)
+            display_name = now.display_name if display_name is None else display_name
+            parent_id = now.tree_parent_id if parent_id is None else parent_id
+        body = {"displayName": display_name, "treeParentId": parent_id or None}
         return self._send(Process, "PUT", ("tenant", tenant_id, "processes", process_id), body)
 
     def delete_process(self, tenant_id: str, process_id: str) -> Success:
-        """Delete a process (`deleteProcess`)."""
+        """Delete a process (`deleteProcess`).
+
+        >>> client.delete_process(tenant_id, process_id).success
+        True
+        """
         return self._send(Success, "DELETE", ("tenant", tenant_id, "processes", process_id), None)
 
     def upload_bpmn(self, tenant_id: str, process_id: str, bpmn_xml: str) -> Success:
-        """Give a process its BPMN 2.0 model, as the text of an XML document (`uploadBpmn`)."""
+        """Give a process its BPMN 2.0 model (`uploadBpmn`).
+
+        `bpmn_xml` is the text of an XML document.
+
+        >>> client.upload_bpmn(tenant_id, process_id, bpmn_xml).success
+        True
+        """
         path = ("tenant", tenant_id, "processes", process_id, "bpmn")
         return self._send(Success, "PUT", path, {"bpmnXml": bpmn_xml})
 
     def mappings(self, tenant_id: str, process_id: str) -> list[Mapping]:
-        """Return the mappings of a process (`getProcessMappings`)."""
+        """Return the mappings of a process (`getProcessMappings`).
+
+        >>> [(one.display_name, one.color.id) for one in client.mappings(tenant_id, process_id)]
+        [('Orders', 'data-1')]
+        """
         return self._get(list[Mapping], "tenant", tenant_id, "processes", process_id, "mappings")
 
     def create_mapping(
@@ -238,6 +348,9 @@ class Client:
         """Connect a process, which must have a BPMN model, with a datatable (`createProcessMapping`).
 
         `color` is one of `data-1` to `data-8`.
+
+        >>> client.create_mapping(tenant_id, process_id, datatable_id, display_name="New orders").show_by_default
+        True
         """
         body = {"dataTableId": datatable_id, **_mapping(display_name, color, show_by_default=show_by_default)}
         return self._send(Mapping, "POST", ("tenant", tenant_id, "processes", process_id, "mappings"), body)
@@ -248,55 +361,108 @@ class Client:
         process_id: str,
         mapping_id: str,
         *,
-        display_name: str,
-        color: str = "data-1",
-        show_by_default: bool = True,
+        display_name: str | None = None,
+        color: str | None = None,
+        show_by_default: bool | None = None,
     ) -> Mapping:
-        """Give a mapping another name and colour (`updateProcessMapping`)."""
+        """Give a mapping another name or colour, or show it by default or not (`updateProcessMapping`).
+
+        What is None stays as it is; the mappings are read first to know how.
+
+        >>> client.update_mapping(tenant_id, process_id, mapping_id, color="data-8").display_name
+        'Orders'
+        """
+        if display_name is None or color is None or show_by_default is None:
+            now = _one_of(self.mappings(tenant_id, process_id), mapping_id, "mapping")
+            display_name = now.display_name if display_name is None else display_name
+            color = color or (now.color.id if now.color else "") or "data-1"
+            show_by_default = _chosen(show_by_default, now.show_by_default, default=True)
         path = ("tenant", tenant_id, "processes", process_id, "mappings", mapping_id)
         return self._send(Mapping, "PUT", path, _mapping(display_name, color, show_by_default=show_by_default))
 
     def delete_mapping(self, tenant_id: str, process_id: str, mapping_id: str) -> Success:
-        """Delete a mapping (`deleteProcessMapping`)."""
+        """Delete a mapping (`deleteProcessMapping`).
+
+        >>> client.delete_mapping(tenant_id, process_id, mapping_id).success
+        True
+        """
         path = ("tenant", tenant_id, "processes", process_id, "mappings", mapping_id)
         return self._send(Success, "DELETE", path, None)
 
     # ---- the organisation ---------------------------------------------------------------------------------
 
     def organization(self, tenant_id: str) -> Organization:
-        """Return the organisation that a tenant belongs to (`getOrganization`)."""
+        """Return the organisation that a tenant belongs to (`getOrganization`).
+
+        >>> client.organization(tenant_id).display_name
+        'Sandbox'
+        """
         return self._get(Organization, "tenant", tenant_id, "organization")
 
     def organization_statistics(self, tenant_id: str) -> Statistics:
-        """Return numbers about the organisation (`getOrganizationStatistics`)."""
+        """Return numbers about the organisation (`getOrganizationStatistics`).
+
+        >>> client.organization_statistics(tenant_id).model_dump()["tenantCount"]
+        2
+        """
         return self._get(Statistics, "tenant", tenant_id, "organization", "statistics")
 
     def organization_tenants(self, tenant_id: str) -> list[TenantInfo]:
-        """Return the tenants of the organisation (`getOrganizationTenants`)."""
+        """Return the tenants of the organisation (`getOrganizationTenants`).
+
+        >>> [tenant.short_name for tenant in client.organization_tenants(tenant_id)]
+        ['acme', 'globex']
+        """
         return self._get(list[TenantInfo], "tenant", tenant_id, "organization", "tenants")
 
     def create_organization_tenant(self, tenant_id: str, short_name: str, *, display_name: str) -> TenantInfo:
-        """Create a tenant in the organisation (`createOrganizationTenant`)."""
+        """Create a tenant in the organisation (`createOrganizationTenant`).
+
+        >>> client.create_organization_tenant(tenant_id, "eu", display_name="Europe").short_name
+        'eu'
+        """
         body = {"shortName": short_name, "displayName": display_name}
         return self._send(TenantInfo, "POST", ("tenant", tenant_id, "organization", "tenants"), body)
 
     def delete_organization_tenant(self, tenant_id: str, target_id: str) -> Success:
-        """Delete a tenant of the organisation, with all that is in it (`deleteOrganizationTenant`)."""
+        """Delete a tenant of the organisation, with all that is in it (`deleteOrganizationTenant`).
+
+        >>> client.delete_organization_tenant(tenant_id, target_id).success
+        True
+        """
         return self._send(Success, "DELETE", ("tenant", tenant_id, "organization", "tenants", target_id), None)
 
     def organization_users(self, tenant_id: str) -> list[User]:
-        """Return the users of the organisation (`getOrganizationUsers`)."""
+        """Return the users of the organisation (`getOrganizationUsers`).
+
+        >>> [user.email for user in client.organization_users(tenant_id)]
+        ['ann@example.com']
+        """
         return self._get(list[User], "tenant", tenant_id, "organization", "users")
 
     def update_organization_user(
-        self, tenant_id: str, user_id: str, *, active: bool = True, admin: bool = False
+        self, tenant_id: str, user_id: str, *, active: bool | None = None, admin: bool | None = None
     ) -> User:
-        """Say what a user may do in the organisation (`updateOrganizationUser`)."""
+        """Say what a user may do in the organisation (`updateOrganizationUser`).
+
+        What is None stays as it is; the users are read first to know how.
+
+        >>> client.update_organization_user(tenant_id, user_id, admin=True).is_active_in_organization
+        True
+        """
+        if active is None or admin is None:
+            now = _one_of(self.organization_users(tenant_id), user_id, "user")
+            active = _chosen(active, now.is_active_in_organization, default=True)
+            admin = _chosen(admin, now.is_admin_in_organization, default=False)
         body = {"userId": user_id, "isActiveInOrganization": active, "isAdminInOrganization": admin}
         return self._send(User, "PUT", ("tenant", tenant_id, "organization", "users"), body)
 
     def remove_organization_user(self, tenant_id: str, user_id: str) -> Success:
-        """Take a user out of the organisation (`removeOrganizationUser`)."""
+        """Take a user out of the organisation (`removeOrganizationUser`).
+
+        >>> client.remove_organization_user(tenant_id, user_id).success
+        True
+        """
         return self._send(Success, "DELETE", ("tenant", tenant_id, "organization", "users"), {"userId": user_id})
 
     # ---- uploads ------------------------------------------------------------------------------------------
@@ -315,10 +481,16 @@ class Client:
         """Return a URL for one PUT (`getPresignedUploadUrl`). It is a bearer secret until it expires.
 
         `size` is in bytes, `mtime_ms` in milliseconds since the epoch; `valid_seconds` is the service's
-        choice where it is None. Without a dataset and a file name it is the older form of the call, which tells
-        nothing. Raises ServerFault where the answer holds no URL.
+        choice where it is None. Without `dataset_id` it is looked up. Without a file name as well it is the older form
+        of the call, which tells nothing. Raises ServerFault where the answer holds no URL.
+
+        >>> url = client.presigned_upload_url(tenant_id, datatable_id, filename="orders.csv", size=1234)
+        >>> "X-Amz-Signature=" in url
+        True
         """
         query: dict[str, str] = {}
+        if filename and not dataset_id:
+            dataset_id = self._dataset_of(tenant_id, datatable_id)
         if dataset_id or filename:
             query = {"datasetid": dataset_id, "filename": filename, "filesize": str(size)}
             query["filelastmodified"] = str(mtime_ms)
@@ -336,10 +508,13 @@ class Client:
     ) -> Receipt:
         """Send a file to a datatable, byte for byte (`uploadFile`): presign, PUT, and compare the ETag.
 
-        Without `dataset_id` the datatable is asked for it. It is tried once. Raises OSError where the file cannot be
+        Without `dataset_id` it is looked up. It is tried once. Raises OSError where the file cannot be
         read, SourceChanged where it changes meanwhile, ChecksumMismatch where the storage confirms other bytes.
+
+        >>> receipt = client.upload_file(tenant_id, datatable_id, "orders.csv")
+        >>> receipt.etag == receipt.md5
+        True
         """
-        dataset_id = dataset_id or self.datatable(tenant_id, datatable_id).dataset_id
         with open(path, "rb") as file:
             before = os.fstat(file.fileno())
             name = os.path.basename(os.fsdecode(path))
@@ -372,6 +547,9 @@ class Client:
         """Give a process the BPMN model in a file, in whatever encoding it is (`uploadBpmnFile`).
 
         Raises OSError where the file cannot be read, Refused where it is no well-formed BPMN 2.0 model.
+
+        >>> client.upload_bpmn_file(tenant_id, process_id, "order-to-cash.bpmn").success
+        True
         """
         with open(path, "rb") as file:
             data = file.read(MAX_MODEL_BYTES + 1)
@@ -382,6 +560,17 @@ class Client:
         except Broken as broken:
             raise Refused(broken.sentence, reason="invalid", fail=True) from None
         return self.upload_bpmn(tenant_id, process_id, text)
+
+    def _dataset_of(self, tenant_id: str, datatable_id: str) -> str:
+        """Return the dataset of a datatable, which says it itself, or else the datasets do."""
+        said = self.datatable(tenant_id, datatable_id).dataset_id
+        if said:
+            return said
+        for dataset in self.datasets(tenant_id):
+            tables = dataset.datatables or self.dataset(tenant_id, dataset.id).datatables
+            if any(table.id == datatable_id for table in tables):
+                return dataset.id
+        raise DestinationUnknown(f"no dataset of the tenant has the datatable {datatable_id!r}", hint=_NO_SUCH_ID)
 
     def _get(self, shape: type[_T], *path: str) -> _T:
         """Read, and try again a few times where the service has trouble: reading harms nothing."""
@@ -433,8 +622,19 @@ class Client:
         return _parse(shape, response, wrote=method in _WRITING)
 
 
+def _one_of(there: Sequence[_Identified], id_: str, what: str) -> _Identified:
+    found = next((one for one in there if one.id == id_), None)
+    if found is None:
+        raise DestinationUnknown(f"there is no {what} {id_!r}", hint=_NO_SUCH_ID)
+    return found
+
+
+def _chosen(wanted: bool | None, now: bool | None, *, default: bool) -> bool:  # noqa: FBT001  three of a kind
+    return next((one for one in (wanted, now) if one is not None), default)
+
+
 def _tree_node(display_name: str, parent_id: str | None, node_type: str) -> Fields:
-    return {"displayName": display_name, "treeParentId": parent_id, "treeNodeType": node_type}
+    return {"displayName": display_name, "treeParentId": parent_id or None, "treeNodeType": node_type}
 
 
 def _tenant_flags(*, active: bool, admin: bool, developer: bool) -> Fields:
@@ -462,7 +662,7 @@ def _parse(shape: type[_T], response: httpx.Response, *, wrote: bool = False) ->
             ) from None
         data = {}
     if wrote:
-        data = {"id": "", **(data if isinstance(data, dict) else {})}
+        data = ({"id": ""} if _needs_id(shape) else {}) | (data if isinstance(data, dict) else {})
     if isinstance(data, dict) and shape != dict[str, Any] and not _is_model(shape):
         data = next((value for value in data.values() if isinstance(value, list)), data)  # {"datasets": […]}
     try:
@@ -490,6 +690,10 @@ def _is_model(shape: type[Any]) -> bool:
     return isinstance(shape, type) and issubclass(shape, BaseModel)
 
 
+def _needs_id(shape: type[Any]) -> bool:
+    return _is_model(shape) and "id" in shape.model_fields and shape.model_fields["id"].is_required()
+
+
 def api_error(response: httpx.Response, *, secret: str = "") -> PmwatchError:
     """Return the error that an unsuccessful API answer means; where it repeats the `secret`, that is left out."""
     status, place = response.status_code, response.request.url.host
@@ -499,8 +703,7 @@ def api_error(response: httpx.Response, *, secret: str = "") -> PmwatchError:
     if status in (401, 403):
         return KeyRejected(text, hint="The API key is wrong, revoked or of another tenant; replace it.", **facts)  # type: ignore[arg-type]
     if status == 404:
-        hint = "Check [api] base_url, and the ids of tenant, dataset and datatable."
-        return DestinationUnknown(text, hint=hint, **facts)  # type: ignore[arg-type]
+        return DestinationUnknown(text, hint=_NO_SUCH_ID, **facts)  # type: ignore[arg-type]
     if status in (429, 503):
         return Throttled(text, retry_after=retry_after(response), **facts)  # type: ignore[arg-type]
     if status >= 500 or status < 400 or status in (408, 425):

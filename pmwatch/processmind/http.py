@@ -1,18 +1,19 @@
 """The HTTP seam: one connection pool, and the one place where httpx errors become pmwatch's."""
 
 import email.utils
-import math
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 
-from pmwatch.errors import AnswerLost, PmwatchError, RemoteError, ServerFault, Unreachable
+from pmwatch.errors import AnswerLost, ConfigError, PmwatchError, RemoteError, ServerFault, Unreachable
 
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """The largest answer that is read; anything longer is an error, not a reason to run out of memory."""
@@ -24,7 +25,7 @@ _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, h
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds: to connect, for an API answer, and without any progress of an upload."""
+    """Seconds: to connect, for a whole API answer, and without any progress of an upload, or for its whole answer."""
 
     connect: float = 10.0
     answer: float = 60.0
@@ -35,8 +36,73 @@ class Timeouts:
         return httpx.Timeout(self.answer, connect=self.connect, pool=self.answer).as_dict()
 
     def for_upload(self) -> dict[str, float | None]:
-        """Return the limits of one PUT: each write and the answer must make progress."""
+        """Return the limits of one PUT: each write must make progress, and the answer come as a whole."""
         return httpx.Timeout(self.stall, connect=self.connect, pool=self.stall).as_dict()
+
+
+class _Punctual(httpcore.NetworkStream):
+    """A connection on which the seconds of a read are those of a whole answer, head and body.
+
+    httpx counts them anew at every byte, so that an answer in drops would never end. An answer begins with the first
+    read after a write. (Sending a request has no such limit: a large file on a slow line takes its time.)
+    """
+
+    def __init__(self, plain: httpcore.NetworkStream, now: Callable[[], float]) -> None:
+        self._plain = plain
+        self._now = now
+        self._since: float | None = None
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Return what came; ReadTimeout where the answer's time is over."""
+        if timeout is None:
+            return self._plain.read(max_bytes)
+        self._since = self._now() if self._since is None else self._since
+        left = self._since + timeout - self._now()
+        if left <= 0:
+            raise httpcore.ReadTimeout("the answer comes in drops")
+        return self._plain.read(max_bytes, left)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Send; what is read next is another answer."""
+        self._since = None
+        self._plain.write(buffer, timeout)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._plain.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        """Return the same with TLS; Python counts the seconds of a handshake as a whole by itself."""
+        return _Punctual(self._plain.start_tls(ssl_context, server_hostname, timeout), self._now)
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what httpcore wants to know of the connection."""
+        return self._plain.get_extra_info(info)
+
+
+class _PunctualBackend(httpcore.SyncBackend):
+    """Makes connections that are `_Punctual`."""
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Connect."""
+        plain = super().connect_tcp(host, port, timeout, local_address, socket_options)
+        return _Punctual(plain, time.monotonic)
+
+
+def _make_punctual(client: httpx.Client) -> None:
+    """Let every connection of a client, through a proxy or not, keep the time of a whole answer."""
+    for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001  httpx has no setting for it
+        if isinstance(transport, httpx.HTTPTransport):
+            transport._pool._network_backend = _PunctualBackend()  # noqa: SLF001  as above
 
 
 class _NoCookies(httpx.Cookies):
@@ -77,6 +143,7 @@ class Http:
             proxy=proxy or None,
             mounts=dict.fromkeys(_LOOPBACK) if proxy else None,
         )
+        _make_punctual(self._client)
         self._client._cookies = _NoCookies()  # noqa: SLF001  the public setter makes a plain jar of it
 
     def close(self) -> None:
@@ -135,15 +202,12 @@ class Http:
         return response
 
     def _read(self, response: httpx.Response) -> None:
-        """Read the answer's body within the seconds that each part of it may take: drops without end are no answer."""
+        """Read the answer's body, as far as any real one is long."""
         content = bytearray()
-        deadline = time.monotonic() + (response.request.extensions["timeout"]["read"] or math.inf)
         for chunk in response.iter_bytes():
             content += chunk
             if len(content) > MAX_ANSWER_BYTES:
                 raise ServerFault(f"{response.request.url.host}: the answer is longer than any real one")
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout("the answer comes in drops", request=response.request)
         response._content = bytes(content)  # noqa: SLF001  what response.read() does, with a limit
 
     def _note_clock(self, response: httpx.Response) -> None:
@@ -152,6 +216,24 @@ class Http:
             return
         skew = theirs - self._now()
         self.clock_skew_seconds = 0.0 if abs(skew) <= 2 else skew
+
+
+def open_http(timeouts: Timeouts, *, ca_file: str, client_cert_file: str, client_key_file: str, proxy: str) -> Http:
+    """Return the connections that a configuration asks for. Raises ConfigError where a file is not as it should be."""
+    files = {"ca_file": ca_file, "client_cert_file": client_cert_file, "client_key_file": client_key_file}
+    for key, path in files.items():
+        try:
+            with open(path or os.devnull, "rb"):
+                pass
+        except OSError as error:
+            raise ConfigError([f"api: {key}: {path!r} cannot be read: {error.strerror}"]) from None
+    cert = (client_cert_file, client_key_file) if client_cert_file else None
+    try:
+        return Http(timeouts=timeouts, ca_file=ca_file, client_cert=cert, proxy=proxy)
+    except OSError:
+        wrong = "ca_file" if cert is None else "ca_file, client_cert_file, client_key_file"
+        why = "no certificate (PEM), or the key is another certificate's, or needs a password"
+        raise ConfigError([f"api: {wrong}: {why}"]) from None
 
 
 def http_date(text: str) -> float | None:
@@ -211,7 +293,8 @@ def _translate(error: httpx.HTTPError, place: str) -> RemoteError:
     if isinstance(error, _UNSENT):
         return _no_connection(error, place)
     if isinstance(error, httpx.UnsupportedProtocol):
-        return ServerFault(f"{place}: not an http or https address", reason="bad_url")
+        hint = "Write it with its scheme, such as https://api.processmind.com."
+        return ServerFault("the address of the API is not an http or https one", hint=hint, reason="bad_url")
     if isinstance(error, httpx.DecodingError):
         return ServerFault(f"{place}: the answer cannot be decoded")
     if isinstance(error, httpx.TimeoutException):

@@ -25,7 +25,9 @@ class Datatable(Answer):
 
     id: str
     display_name: str = Field("", alias="displayName")
-    dataset_id: str = Field("", validation_alias=AliasChoices("datasetId", "dataSetId", "dataset_id"))
+    dataset_id: str = Field(
+        "", validation_alias=AliasChoices("datasetId", "dataSetId", "dataset_id"), serialization_alias="datasetId"
+    )
     row_count: int | None = Field(None, alias="rowCount")
 
 

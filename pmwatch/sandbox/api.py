@@ -212,6 +212,8 @@ def _dataset_json(dataset: Dataset) -> dict[str, Any]:
     return {
         "id": dataset.id,
         "displayName": dataset.name,
+        "treeNodeType": dataset.tree_node_type,
+        "treeParentId": dataset.tree_parent_id,
         "createdAt": dataset.created_at,
         "datatableCount": len(dataset.datatables),
     }

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
@@ -175,7 +175,7 @@ class _Control:
 
     async def index(self, _request: Request) -> Response:
         return HTMLResponse(
-            _index_page(self._sandbox.store.records(), self._sandbox.models()),
+            _index_page(self._sandbox.store.records(), self._sandbox.models(), self._sandbox.names()),
             headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"},
         )
 
@@ -239,7 +239,7 @@ code {{ font-size: 85%; }}
 </style></head><body>
 <h1>pmwatch sandbox</h1>
 <p>A local ProcessMind with its own object store. {count} object(s) arrived; the latest come first.</p>
-<table><thead><tr><th>received</th><th>file</th><th>bytes</th><th>puts</th><th>SHA-256</th></tr>
+<table><thead><tr><th>received</th><th>file</th><th>to</th><th>bytes</th><th>puts</th><th>SHA-256</th></tr>
 </thead><tbody>
 {rows}
 </tbody></table>
@@ -250,11 +250,11 @@ code {{ font-size: 85%; }}
 """
 
 
-def _index_page(records: list[ObjectRecord], models: list[tuple[str, Record]]) -> str:
+def _index_page(records: list[ObjectRecord], models: list[tuple[str, Record]], names: Mapping[str, str]) -> str:
     latest = records[: -_SHOWN_OBJECTS - 1 : -1]
     return _PAGE.format(
         count=len(records),
-        rows="\n".join(map(_index_row, latest)),
+        rows="\n".join(_index_row(one, names.get(one.datatable_id, "(deleted)")) for one in latest),
         model_count=len(models),
         models="\n".join(_model_row(tenant, process) for tenant, process in models[-_SHOWN_OBJECTS:]),
     )
@@ -267,11 +267,12 @@ def _model_row(tenant: str, process: Record) -> str:
     )
 
 
-def _index_row(record: ObjectRecord) -> str:
+def _index_row(record: ObjectRecord, to: str) -> str:
     name = record.filename or "(no name given)"
     shown = "".join(char if char.isprintable() else "\ufffd" for char in name)
     return (
-        f"<tr><td>{escape(record.received_at)}</td><td>{escape(shown)}</td><td class=n>{record.size}</td>"
+        f"<tr><td>{escape(record.received_at)}</td><td>{escape(shown)}</td><td>{escape(to)}</td>"
+        f"<td class=n>{record.size}</td>"
         f"<td class=n>{record.put_count}</td>"
         f"<td><code>{escape(record.sha256[:16])}</code></td></tr>"
     )

@@ -5,9 +5,10 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 When = Literal["before", "after", "mid"]
+_Number = TypeVar("_Number", int, float)
 
 _STATUSES = range(300, 600)
 _CODES = {
@@ -89,7 +90,7 @@ class Fault:
         words = text.split()
         if len(words) < 2:
             raise ValueError(f"a fault is METHOD STATUS [xN] [...], not {text!r}")
-        values: dict[str, Any] = {"method": words[0].upper(), "status": int(words[1])}
+        values: dict[str, Any] = {"method": words[0].upper(), "status": _number(words[1], int)}
         for word in words[2:]:
             values.update(_read_word(word))
         return cls(**values)
@@ -107,8 +108,15 @@ class Fault:
         return cls(**values)
 
 
+def _number(text: str, kind: type[_Number]) -> _Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number") from None
+
+
 _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "delay": lambda value: {"delay": float(value)},
+    "delay": lambda value: {"delay": _number(value, float)},
     "retry-after": lambda value: {"retry_after": value},
     "code": lambda value: {"code": value},
     "path": lambda value: {"path_contains": value},

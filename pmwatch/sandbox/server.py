@@ -22,6 +22,7 @@ from pmwatch.sandbox.state import (
     StorageOptions,
     TenantInfo,
     TenantSeed,
+    is_known,
     write_private_json,
 )
 from pmwatch.sandbox.store import ObjectRecord, RequestRecord
@@ -242,13 +243,15 @@ def serve(  # noqa: PLR0917  where, what, and whom to tell: the command passes t
     """Serve until SIGTERM or SIGINT; call it from the main thread.
 
     Once connections are accepted, `ready_file` is written atomically (mode 0600), then `on_ready` is called.
+    `tenants` is how many a new state directory gets.
     A ready file from an earlier run is removed first. ValueError for a fault that cannot be read, OSError for
     an address that cannot be had.
     """
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)
     rules = [Fault.parse(text) for text in faults]
-    server = SandboxServer(state_dir, host=listen_host, port=listen_port, tenants=_demo_tenants(tenants), faults=rules)
+    seeds = None if is_known(state_dir) else _demo_tenants(tenants)
+    server = SandboxServer(state_dir, host=listen_host, port=listen_port, tenants=seeds, faults=rules)
     with _stop_signals() as stopped, server:
         if ready_file is not None:
             write_private_json(ready_file, server.ready_document())

@@ -23,7 +23,8 @@ _SUCCESS: Final = {"type": "object", "properties": {"success": {"const": True}},
 _TENANT: Final = _record("id:s displayName:s shortName:s createdAt:s")
 _DATATABLE: Final = _record("id:s displayName:s rowCount:i?")
 _PLACED_DATATABLE: Final = _record("id:s displayName:s rowCount:i? datasetId:s")
-_DATASET: Final = _record("id:s displayName:s createdAt:s datatableCount:i")
+_DATASET_FIELDS: Final = "id:s displayName:s treeNodeType:s treeParentId:s? createdAt:s datatableCount:i"
+_DATASET: Final = _record(_DATASET_FIELDS)
 _PROCESS: Final = _record(
     "id:s displayName:s treeNodeType:s treeParentId:s? designerModelId:s? createdAt:s updatedAt:s"
 )
@@ -43,7 +44,7 @@ ANSWERS: Final[Mapping[str, Schema]] = {
     "removeTenantUser": _SUCCESS,
     "getDatasets": _list(_DATASET),
     "createDataset": _DATASET,
-    "getDataset": _record("id:s displayName:s createdAt:s datatableCount:i", datatables=_list(_DATATABLE)),
+    "getDataset": _record(_DATASET_FIELDS, datatables=_list(_DATATABLE)),
     "deleteDataset": _SUCCESS,
     "createDatatable": _PLACED_DATATABLE,
     "getDatatables": _list(_PLACED_DATATABLE),

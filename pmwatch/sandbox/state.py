@@ -24,6 +24,7 @@ from pmwatch.sandbox.sigv4 import Credentials
 from pmwatch.sandbox.store import ObjectStore, RequestRecord
 
 _REQUESTS_KEPT = 100_000
+_STATE_FILE = "state.json"
 DEMO_DATASETS: Mapping[str, Sequence[str]] = {"Order to cash": ("Orders", "Invoices", "Deliveries")}
 
 
@@ -146,7 +147,7 @@ class Sandbox:
         self.options = options or StorageOptions()
         self.faults = Faults()
         self.store = ObjectStore(directory, now=now)
-        self._file = directory / "state.json"
+        self._file = directory / _STATE_FILE
         self._lock = threading.RLock()
         self._requests: deque[RequestRecord] = deque(maxlen=_REQUESTS_KEPT)
         self._tenants: dict[str, Tenant] = {}
@@ -256,6 +257,16 @@ class Sandbox:
             ]
         return sorted(found, key=lambda pair: str(pair[1]["updatedAt"]))
 
+    def names(self) -> dict[str, str]:
+        """Return `tenant/dataset/datatable` by the datatable's id."""
+        with self._lock:
+            return {
+                table.id: f"{tenant.name}/{dataset.name}/{table.name}"
+                for tenant in self._tenants.values()
+                for dataset in tenant.datasets
+                for table in dataset.datatables
+            }
+
     def requests(self) -> list[RequestRecord]:
         """Return the latest requests to the API and the store, oldest first."""
         return list(self._requests.copy())
@@ -309,6 +320,11 @@ class Sandbox:
         write_private_json(
             self._file, {"storage": pair, "tenants": tenants, "organization_users": self.organization_users}
         )
+
+
+def is_known(directory: Path) -> bool:
+    """Tell whether a sandbox has used this state directory before."""
+    return (directory / _STATE_FILE).exists()
 
 
 def write_private_json(path: Path, value: Any) -> None:

@@ -54,6 +54,7 @@ ARRIVED = answer(412, xml_error("PreconditionFailed", "At least one of the pre-c
 HANG = Script(read_body=0, hold=True)
 HANG_AFTER_BODY = Script(hold=True)
 NOTHING = Script(read_body=0)
+HEAD_IN_DROPS = Script(b"HTTP/1.1 200 OK\r\nX-Slow: ", drip=b"x")
 
 
 def error(status: int, code: str = "", message: str = "", **headers: str) -> bytes:
@@ -120,6 +121,7 @@ STORAGE = {
     "an endless header": Row([Script(LONG_HEADER)], "retry", "answer_lost", then=ARRIVED),
     "a hang before the body": Row([HANG], "retry", "answer_lost"),
     "a hang after the body": Row([HANG_AFTER_BODY], "retry", "answer_lost", then=ARRIVED),
+    "a head in drops without end": Row([HEAD_IN_DROPS], "retry", "answer_lost", then=ARRIVED),
     "a wrong ETag": Row([answer(200, headers={"ETag": '"' + "0" * 32 + '"'})], "retry", "checksum_mismatch"),
     "an ETag that is no MD5": Row([answer(200, headers={"ETag": '"abc-2"'})], "uploaded", puts=1),
     "202, which is not stored": Row([answer(202)], "gate", "server_fault"),
@@ -144,6 +146,7 @@ API = {
     "closed without an answer": Row([NOTHING], "gate", "unreachable"),
     "garbage": Row([Script(b"\x16\x03\x01 hello")], "gate", "unreachable"),
     "a hang": Row([HANG], "gate", "unreachable"),
+    "a head in drops without end": Row([HEAD_IN_DROPS], "gate", "unreachable"),
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from pmwatch import Client, __version__
-from pmwatch.cli import app
+from pmwatch.cli import app, main
 from support.daemon import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +24,26 @@ def pmwatch(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
     """Run a command to its end."""
     words = [sys.executable, "-m", "pmwatch", *arguments]
     return subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--listen", "nonsense"], "127.0.0.1:9100"),
+        (["--state", "/dev/null"], "--state /dev/null"),
+        (["--env-file", "/nowhere/x"], "no such directory"),
+        (["--ready-file", "/nowhere/x"], "no such directory"),
+        (["--fault", "PUT abc"], "'abc' is no number"),
+    ],
+)
+def test_a_sandbox_that_cannot_be_is_wrong_usage(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pmwatch", "sandbox", "--listen", "127.0.0.1:0", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_the_sandbox_writes_its_ready_file_serves_and_counts_objects(tmp_path: Path) -> None:

@@ -3,14 +3,19 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from pmwatch.ledger import Ledger
+from pmwatch.retention import forget
 from pmwatch.sandbox import Fault, SandboxServer
 from support.daemon import Daemon, folder_toml, stored, table_id
+from support.terminal import on_terminal
 
 BPMN = b'<?xml version="1.0"?><definitions xmlns="http://www.omg.org/spec/BPMN/20100524/MODEL"/>'
 
@@ -38,6 +43,67 @@ def test_several_files_and_standard_input_arrive_byte_identical(tmp_path: Path, 
     told = json.loads(done.stdout)
     assert {one["outcome"] for one in told} == {"uploaded"}
     assert [one["sha256"] for one in told[:5]] == [hashlib.sha256(content).hexdigest() for content in files.values()]
+
+
+def test_equal_files_of_one_command_go_once_and_standard_input_goes_by_its_name(
+    tmp_path: Path, sandbox: SandboxServer
+) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_bytes(b"x" * 2_000_000)
+    words = [
+        str(tmp_path / "a.csv"),
+        str(tmp_path / "b.csv"),
+        "-",
+        "--name",
+        "c.csv",
+        "--to",
+        target(sandbox),
+        "--json",
+    ]
+    told = json.loads(upload(sandbox, *words, stdin=b"id\n").stdout)
+    assert sorted(one["outcome"] for one in told[:2]) == ["duplicate", "uploaded"]
+    assert (told[2]["path"], told[2]["outcome"]) == ("c.csv", "uploaded")
+    assert len(stored(sandbox)) == 2
+    assert upload(sandbox, *words, "--force", stdin=b"id\n").returncode == 0
+    assert len(sandbox.objects()) == 5
+
+
+def test_a_file_that_nobody_reads_goes_only_by_force(tmp_path: Path, sandbox: SandboxServer) -> None:
+    (tmp_path / "o2c.bpmn").write_bytes(BPMN)
+    refused = upload(sandbox, str(tmp_path / "o2c.bpmn"), "--to", target(sandbox))
+    assert refused.returncode == 1
+    assert b"does not read .bpmn files" in refused.stdout
+    assert b"--process" in refused.stdout
+    assert upload(sandbox, str(tmp_path / "o2c.bpmn"), "--to", target(sandbox), "--force").returncode == 0
+
+
+def person(sandbox: SandboxServer, *words: str, interrupt_at: bytes | None = None) -> tuple[int, str]:
+    env = {**os.environ, "PMWATCH_API_KEY": sandbox.tenants[0]["api_key"], "PMWATCH_API_BASE_URL": sandbox.base_url}
+    line = [sys.executable, "-m", "pmwatch", "upload", *words, "--to", target(sandbox)]
+    return on_terminal(line, columns=100, env=env, interrupt_at=interrupt_at)
+
+
+def test_a_person_sees_bytes_rate_and_time_left(tmp_path: Path, sandbox: SandboxServer) -> None:
+    (tmp_path / "a.csv").write_bytes(os.urandom(30_000_000))
+    code, shown = person(sandbox, str(tmp_path / "a.csv"))
+    assert code == 0
+    assert re.search(r"a\.csv ━+ 30\.0/30\.0 MB +[\d.]+ MB/s 0:00:00", shown)
+    assert "a.csv: uploaded (28.6 MiB)" in shown
+
+
+def test_ctrl_c_ends_it_at_once_and_tells_what_had_arrived(tmp_path: Path, sandbox: SandboxServer) -> None:
+    (tmp_path / "a.csv").write_text("id\n1\n")
+    (tmp_path / "b.csv").write_bytes(b"x" * 5_000_000)
+    sandbox.faults.add("PUT 0 delay=40 path=b.csv")
+    began = time.monotonic()
+    code, shown = person(
+        sandbox, str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--parallel", "1", interrupt_at=b"b.csv"
+    )
+    assert time.monotonic() - began < 30
+    assert code == 130
+    assert "a.csv: uploaded" in shown
+    assert "b.csv: interrupted" in shown
+    assert "Traceback" not in shown
 
 
 def test_by_names_and_in_words(tmp_path: Path, sandbox: SandboxServer) -> None:
@@ -77,7 +143,7 @@ def test_what_cannot_go_is_named_with_a_hint_and_the_rest_goes(tmp_path: Path, s
     assert done.returncode == 1
     told = {os.path.basename(one["path"]): one for one in json.loads(done.stdout)}
     assert told["good.csv"]["outcome"] == "uploaded"
-    assert told["missing.csv"]["message"] == "missing.csv is gone"
+    assert told["missing.csv"]["message"] == "there is no such file"
     assert "named pipe" in told["fifo.csv"]["message"]
     assert "directory" in told[tmp_path.name]["message"]
 
@@ -87,6 +153,9 @@ def test_what_cannot_go_is_named_with_a_hint_and_the_rest_goes(tmp_path: Path, s
     [
         (["a.csv", "--to", "acme"], "TENANT/DATASET/DATATABLE"),
         (["-", "--to", "acme/x"], "needs a --name"),
+        (["-", "--name", "/", "--to", "acme/x"], "without directories"),
+        (["-", "--name", "../a.csv", "--to", "acme/x"], "without directories"),
+        (["-", "-", "--name", "a.csv", "--to", "acme/x"], "once"),
         (["a.bpmn", "--to", "acme/x", "--process", "p"], "tenant alone"),
     ],
 )
@@ -140,3 +209,47 @@ def test_what_the_ledger_knows_as_uploaded_does_not_go_again_unless_forced(
         forced = subprocess.run([*line, "--force"], capture_output=True, text=True, check=False)
         assert "uploaded" in forced.stdout
         assert list(stored(sandbox)) == ["a.csv", "again.csv"]
+
+
+def test_what_was_uploaded_by_hand_is_known_from_then_on(tmp_path: Path, sandbox: SandboxServer, drop: Path) -> None:
+    with Daemon.for_sandbox(tmp_path, sandbox, folder_toml("orders", drop, datatable=table_id(sandbox))) as daemon:
+        daemon.start()
+        (tmp_path / "first.csv").write_text("id\n1\n")
+        line = ["upload", str(tmp_path / "first.csv"), "--to", f"demo/{table_id(sandbox)}"]
+        assert "uploaded" in daemon.command(*line).stdout
+        assert "duplicate" in daemon.command(*line).stdout
+        (drop / "dropped.csv").write_text("id\n1\n")
+        daemon.wait_done(2)
+        told = json.loads(daemon.command("history", "--json").stdout)
+        assert [(one["folder"], one["outcome"]) for one in told["deliveries"]] == [
+            ("orders", "duplicate"),
+            ("(upload)", "uploaded"),
+        ]
+        assert told["deliveries"][1]["path"] == str(tmp_path / "first.csv")
+        assert [(one["command"], one["deliveries"]) for one in told["actions"]] == [("upload", "1")]
+        assert daemon.command("audit").returncode == 0
+        assert "it came by pmwatch upload" in daemon.command("resend", "1", "--yes").stdout
+        assert daemon.stop() == 0
+        assert list(stored(sandbox)) == ["first.csv"]
+        ledger = Ledger.open(str(daemon.state))
+        assert ledger.counts()["(upload)", "done"] == 1
+        assert forget(ledger, {}, before=time.time() + 60) == 0, "the last upload to a datatable is kept"
+        ledger.close()
+        assert "uploaded" in daemon.command(*line, "--force").stdout
+        ledger = Ledger.open(str(daemon.state))
+        assert forget(ledger, {}, before=time.time() + 60) == 1
+        assert ledger.counts()["(upload)", "done"] == 1
+        ledger.close()
+
+
+def test_a_ledger_that_cannot_be_used_is_told_and_stops_nobody(
+    tmp_path: Path, sandbox: SandboxServer, drop: Path
+) -> None:
+    daemon = Daemon.for_sandbox(tmp_path, sandbox, folder_toml("orders", drop, datatable=table_id(sandbox)))
+    daemon.write_config()
+    (daemon.state / "ledger.db").mkdir(parents=True)
+    (tmp_path / "a.csv").write_text("id\n1\n")
+    done = daemon.command("upload", str(tmp_path / "a.csv"), "--to", f"demo/{table_id(sandbox)}")
+    assert done.returncode == 0, done.stderr
+    assert "what goes now is not recorded" in done.stderr
+    assert list(stored(sandbox)) == ["a.csv"]

@@ -4,6 +4,7 @@ import json
 import os
 import ssl
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -269,6 +270,30 @@ def test_a_server_that_says_nothing() -> None:
     with ScriptedServer(Script(hold=True)) as server, pytest.raises(AnswerLost) as caught:
         put(http, server.url)
     assert "no progress" in caught.value.message
+    http.close()
+
+
+DROPS = {
+    "a head": Script(b"HTTP/1.1 200 OK\r\nX-Slow: ", drip=b"x"),
+    "heads": Script(drip=b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a body": Script(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", drip=b" "),
+    "chunks": Script(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", drip=b"1\r\n \r\n"),
+}
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("script", DROPS.values(), ids=DROPS)
+def test_an_answer_in_drops_without_end_is_given_up(script: Script, tmp_path: Path, *, tls: bool) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    http = Http(timeouts=Timeouts(connect=5, answer=0.1, stall=0.1), ca_file=str(tmp_path / "ca.pem"))
+    with ScriptedServer(script, tls=tls_server(authority, "127.0.0.1") if tls else None) as server:
+        with pytest.raises(Unreachable) as of_api:
+            ask(http, server.url)
+        with pytest.raises(AnswerLost) as of_put:
+            put(http, server.url)
+    assert "no progress" in of_api.value.message
+    assert "no progress" in of_put.value.message
     http.close()
 
 

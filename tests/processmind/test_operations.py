@@ -1,16 +1,16 @@
 """Every operation of the API: the client, the commands and the sandbox name the same ones, and each works."""
 
+import doctest
 import inspect
+import io
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ from pmwatch.errors import (
     ServerFault,
     SourceChanged,
 )
-from pmwatch.processmind import Http
-from pmwatch.processmind.http import Timeouts
 from pmwatch.processmind.models import Answer, Process
 from pmwatch.sandbox import SandboxServer, TenantSeed
 from pmwatch.sandbox.api import OPERATIONS as PLAYED
@@ -44,6 +42,8 @@ BPMN = (
 )
 FILES = {"upload_file": "uploadFile", "upload_bpmn_file": "uploadBpmnFile"}  # operations of more than one request
 NAMES = [row.name for row in OPERATIONS]
+METHODS = ("GET", "POST", "PUT", "DELETE")
+REFERENCE = Path(__file__).parent / "reference.md"
 
 
 def row_of(name: str) -> Row:
@@ -80,6 +80,38 @@ def test_the_client_has_a_method_for_every_operation_and_no_other() -> None:
 def test_there_is_a_command_for_every_operation_and_no_other() -> None:
     made = {f"{group} {verb}": method for group, verbs in COMMANDS.items() for verb, method in verbs.items()}
     assert made == {row.command: row.client for row in OPERATIONS}
+
+
+def rows_of_the_reference() -> Iterator[tuple[str, str, str, str]]:
+    """Yield the vendor's name, method, path and what is said of body or query, for every operation of the reference."""
+    for line in REFERENCE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 3 or not cells[0].startswith(METHODS):
+            continue
+        methods, first, *more = re.fullmatch(r"([A-Z, ]+) `([^`]+)`(?:, `([^`]+)`)?", cells[0]).groups()  # type: ignore[union-attr]
+        paths = [path if path.startswith("/tenant/") else f"/tenant/{{t}}{path}" for path in (first, *more) if path]
+        asked = [(method, path) for path in paths for method in methods.split(", ")]
+        names = [name for name in cells[2].split(", ") if name not in FILES.values()]
+        for name, (method, path) in zip(names, asked, strict=True):
+            yield name, method, path, cells[1]
+
+
+def test_the_table_is_the_vendor_s() -> None:
+    def shape(path: str) -> str:
+        return re.sub(r"\{\w+\}", "{}", path)
+
+    reference = list(rows_of_the_reference())
+    assert {(name, method, shape(path)) for name, method, path, _ in reference} == {
+        (row.name, row.method, shape(row.path)) for row in OPERATIONS
+    }
+    assert len(reference) == len(OPERATIONS) == 33
+    said = {name: body for name, _, _, body in reference}
+    for row in OPERATIONS:
+        unsaid = [field for field in row.fields if f"`{field}`" not in said[row.name]]
+        assert not unsaid, (row.name, unsaid)
+    for played in PLAYED:
+        assert all(f"`{name}`" in said[played.name] for name in (*played.query, *played.body)), played.name
+    assert set(FILES.values()) <= set(re.findall(r"\w+", REFERENCE.read_text()))
 
 
 # ---- each works, over HTTP -----------------------------------------------------------------------------------------
@@ -149,6 +181,79 @@ def test_the_operation_works_and_asks_as_the_reference_says(world: World, name: 
     assert re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", row.path), asked.path)
     assert 200 <= asked.status < 300
     assert isinstance(found, str | list | BaseModel)
+
+
+EXAMPLES = {test.name: test for test in doctest.DocTestFinder().find(Client, "Client", globs={}) if test.examples}
+
+
+@pytest.mark.parametrize(
+    "name", ["Client", *(f"Client.{row.client}" for row in OPERATIONS), *map("Client.{}".format, FILES)]
+)
+def test_the_example_of_the_documentation_works(
+    world: World, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "orders.csv").write_text("case,activity,timestamp\n")
+    (tmp_path / "order-to-cash.bpmn").write_text(BPMN)
+    monkeypatch.chdir(tmp_path)
+    tenant = world.server.tenants[0]
+    dataset, process = tenant["datasets"][0], world.client.processes(world.tenant)[0].id
+    EXAMPLES[name].globs = {
+        "Client": partial(Client, base_url=world.server.base_url),
+        "client": world.client,
+        "api_key": tenant["api_key"],
+        "tenant_id": tenant["id"],
+        "target_id": world.server.tenants[1]["id"],
+        "dataset_id": dataset["id"],
+        "datatable_id": dataset["datatables"][0]["id"],
+        "process_id": process,
+        "mapping_id": world.client.mappings(world.tenant, process)[0].id,
+        "user_id": world.client.users(world.tenant)[0].id,
+        "bpmn_xml": BPMN,
+    }
+    told = io.StringIO()
+    assert doctest.DocTestRunner().run(EXAMPLES[name], out=told.write).failed == 0, told.getvalue()
+
+
+def test_what_an_update_does_not_name_stays_as_it_is(world: World) -> None:
+    client, tenant = world.client, world.tenant
+    group, process = client.create_process(tenant, "Sales", group=True).id, client.processes(tenant)[0].id
+    client.update_process(tenant, process, parent_id=group)
+    renamed = client.update_process(tenant, process, display_name="O2C")
+    assert (renamed.display_name, renamed.tree_parent_id) == ("O2C", group)
+    assert client.update_process(tenant, process, parent_id="").tree_parent_id is None
+    [mapping] = client.mappings(tenant, process)
+    client.update_mapping(tenant, process, mapping.id, color="data-3", show_by_default=False)
+    named = client.update_mapping(tenant, process, mapping.id, display_name="Less")
+    assert named.color is not None
+    assert (named.display_name, named.color.id, named.show_by_default) == ("Less", "data-3", False)
+    [user] = client.users(tenant)
+    client.update_user(tenant, user.id, admin=True, active=False)
+    changed = client.update_user(tenant, user.id, developer=True)
+    assert (changed.is_active_in_tenant, changed.is_admin_in_tenant, changed.is_developer_in_tenant) == (
+        False,
+        True,
+        True,
+    )
+    client.update_organization_user(tenant, user.id, active=False)
+    member = client.update_organization_user(tenant, user.id, admin=True)
+    assert (member.is_active_in_organization, member.is_admin_in_organization) == (False, True)
+    with pytest.raises(DestinationUnknown, match="there is no mapping 'none'"):
+        client.update_mapping(tenant, process, "none", color="data-1")
+
+
+def test_a_url_for_a_named_file_finds_the_dataset_by_itself(world: World) -> None:
+    table = world.client.datatables(world.tenant)[0].id
+    assert "/a.csv?" in world.client.presigned_upload_url(world.tenant, table, filename="a.csv", size=3)
+    says_nothing = answer(200, b'{"id": "dt-2"}')
+    datasets = answer(200, b'[{"id": "d1"}, {"id": "d2"}]')
+    tables = [answer(200, b'{"id": "d", "datatables": [{"id": "dt-%d"}]}' % number) for number in (1, 2)]
+    url = answer(200, b'{"PreSignedUploadUrl": "https://s3.amazonaws.com/x"}')
+    with ScriptedServer(says_nothing, datasets, *tables, url) as server, Client("k", base_url=server.url) as client:
+        client.presigned_upload_url("t", "dt-2", filename="a.csv")
+        assert "datasetid=d2&" in server.requests[-1].target
+        server.script(says_nothing, answer(200, b"[]"))
+        with pytest.raises(DestinationUnknown, match="no dataset of the tenant has"):
+            client.presigned_upload_url("t", "dt-2", filename="a.csv")
 
 
 def test_what_was_changed_is_what_is_read_again(world: World) -> None:
@@ -250,29 +355,8 @@ def test_reading_is_tried_again_and_writing_never_is() -> None:
 def test_what_was_written_is_written_however_little_the_answer_says(said: bytes) -> None:
     with ScriptedServer(answer(200, said)) as server, Client("k", base_url=server.url) as client:
         assert client.delete_process("t", "p").success
-        assert client.update_process("t", "p", display_name="x").id == ""
+        assert client.update_process("t", "p", display_name="x", parent_id="").id == ""
         assert client.update_tenant("t", display_name="x").id == ""
-
-
-def test_an_answer_that_drips_without_end_is_given_up() -> None:
-    def drip(connection: socket.socket) -> None:
-        pause = threading.Event()
-        with connection, suppress(OSError):
-            connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-            while True:
-                connection.sendall(b" ")
-                pause.wait(0.02)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=lambda: drip(listener.accept()[0]))
-        server.start()
-        http = Http(timeouts=Timeouts(1.0, 0.3, 0.3))
-        client = Client("k", base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", http=http, retries=False)
-        with pytest.raises(PmwatchError):
-            client.tenant("t")
-        http.close()
-        server.join()
 
 
 def test_a_path_with_a_slash_too_many_is_another_path(world: World) -> None:
@@ -312,7 +396,7 @@ def test_commands_read_write_ask_before_deleting_and_show_what_they_would_send(w
     assert dry == {"method": "DELETE", "path": f"/tenant/{world.tenant}/processes/{process}", "query": {}, "body": None}
     asked = pmwatch_api(world, "process", "delete", process)
     assert asked.returncode == 1
-    assert process in asked.stdout
+    assert process in asked.stderr
     assert len(world.client.processes(world.tenant)) == 2
     assert pmwatch_api(world, "process", "delete", process, "--yes").returncode == 0
     assert len(world.client.processes(world.tenant)) == 1

@@ -77,7 +77,8 @@ def test_a_plan_is_shown_done_and_found_done(server: SandboxServer, plan: Path) 
     assert (shown.returncode, shown.stdout.splitlines()) == (0, ALL)
     unanswered = apply(server, plan)
     assert unanswered.returncode == 1
-    assert "Do these 8 steps?" in unanswered.stdout
+    assert "Do these 8 steps?" in unanswered.stderr
+    assert apply(server, plan, "--json").returncode == 2, "who asks for JSON is not asked, and has to say so"
     assert {request.method for request in server.requests()} == {"GET"}, "nothing was changed"
     done = apply(server, plan, "--yes")
     assert done.returncode == 0, done.stderr
@@ -145,9 +146,10 @@ def test_what_breaks_off_in_the_middle_is_told_and_goes_on_the_next_time(server:
         ("[[datasets]]\nname = 1", "datasets.0.name"),
         ("[[dataset]]\nname = 'x'", "dataset: Extra inputs"),
         ("[[datasets]]\nname = 'x'\n[[datasets]]\nname = 'x'", "'x' is there twice"),
-        ("[[processes]]\nname = 'x'\nbpmn = 'none.bpmn'", "there is no file"),
+        ("[[processes]]\nname = 'x'\nbpmn = 'none.bpmn'", "there is no file of that name"),
         ("[[processes]]\nname = 'x'\n[[processes.mappings]]\nname = 'm'\ndatatable = 'a/b'", "need a BPMN model"),
         ("[[processes]]\nname = 'x'\n[[processes.mappings]]\nname = 'm'\ndatatable = 'b'\ncolor = 'red'", "color"),
+        ("[[processes]]\nname = 'x'\nbpmn = 'plan.toml'", "bpmn 'plan.toml': line 1: it is not well-formed"),
         ("not TOML", "not valid TOML"),
     ],
 )
@@ -157,6 +159,13 @@ def test_a_wrong_plan_is_refused_before_anybody_is_asked(tmp_path: Path, text: s
     with pytest.raises(ConfigError) as caught:
         load_plan(str(path))
     assert said in "\n".join(caught.value.problems)
+
+
+def test_a_group_of_datasets_is_never_pruned(server: SandboxServer, plan: Path) -> None:
+    tenant = server.tenants[0]
+    with Client(tenant["api_key"], base_url=server.base_url) as client:
+        client.create_dataset(tenant["id"], "Finance", group=True)
+    assert "Finance" not in apply(server, plan, "--prune", "--dry-run").stdout
 
 
 def test_a_mapping_to_a_datatable_that_neither_plan_nor_tenant_has_is_refused(

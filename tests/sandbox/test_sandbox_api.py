@@ -30,7 +30,8 @@ def test_tenant(client: SandboxClient) -> None:
 
 def test_the_default_tenant_has_a_dataset_with_three_datatables(client: SandboxClient) -> None:
     (dataset,) = client.call("GET", "/datasets").json()
-    assert dataset.keys() == {"id", "displayName", "createdAt", "datatableCount"}
+    node = {"treeNodeType", "treeParentId"}
+    assert dataset.keys() == {"id", "displayName", "createdAt", "datatableCount"} | node
     assert (dataset["displayName"], dataset["datatableCount"]) == ("Order to cash", 3)
     single = client.call("GET", f"/datasets/{dataset['id']}").json()
     assert [table["displayName"] for table in single["datatables"]] == ["Orders", "Invoices", "Deliveries"]

@@ -168,6 +168,13 @@ def test_control_pages(client: SandboxClient, http: httpx.Client) -> None:
     assert [entry["method"] for entry in logged] == ["GET", "PUT"]
 
 
+def test_the_index_page_says_where_an_object_went(client: SandboxClient, http: httpx.Client) -> None:
+    client.upload(b"h\n", filename="a.csv")
+    assert "<td>a.csv</td><td>demo/Order to cash/Orders</td>" in http.get(client.server.base_url).text
+    client.call("DELETE", f"/datasets/{client.dataset_id}")
+    assert "<td>a.csv</td><td>(deleted)</td>" in http.get(client.server.base_url).text
+
+
 def test_the_index_page_escapes_names(client: SandboxClient, http: httpx.Client) -> None:
     client.upload(b"h\n", filename="<script>alert(1)</script>\u202e.csv")
     page = http.get(client.server.base_url).text
@@ -221,6 +228,18 @@ def test_serve_until_a_signal(tmp_path: Path, http: httpx.Client, number: signal
         process.send_signal(number)
         _, errors = process.communicate(timeout=10)
     assert (process.returncode, errors) == (0, "")
+
+
+def test_a_state_directory_that_was_used_before_gets_no_more_tenants(tmp_path: Path) -> None:
+    with SandboxServer(tmp_path / "state", tenants=[TenantSeed("demo")]) as server, server.sandbox.changing():
+        server.sandbox.all_tenants()[0].name = "Acme"
+    command = [sys.executable, "-W", "error", "-c", SERVE, str(tmp_path / "state"), str(tmp_path / "ready.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        document = json.loads((tmp_path / "ready.json").read_text())
+        process.terminate()
+    assert [tenant["name"] for tenant in document["tenants"]] == ["Acme"]
 
 
 def test_serve_refuses_a_rule_that_it_cannot_read(tmp_path: Path) -> None:

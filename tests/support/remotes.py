@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import cycle
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +18,7 @@ from pmwatch.processmind import Receipt
 from pmwatch.processmind.storage import OpenBody
 
 CRLF = b"\r\n"
+_pause = threading.Event()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,15 @@ class Received:
 class Script:
     """What the server does with one request: read so much of the body (None: all), send these bytes, and hang up.
 
-    `reset` hangs up with a TCP reset; `hold` waits until the other side hangs up.
+    `reset` hangs up with a TCP reset; `hold` waits until the other side hangs up; `drip` goes on with these bytes, one
+    at a time and without end, until then.
     """
 
     answer: bytes = b""
     read_body: int | None = None
     reset: bool = False
     hold: bool = False
+    drip: bytes = b""
 
 
 def answer(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
@@ -118,6 +122,9 @@ class ScriptedServer:
             connection.sendall(script.answer)
             while script.hold and connection.recv(65536):
                 pass
+            for byte in cycle(script.drip):
+                connection.sendall(bytes([byte]))
+                _pause.wait(0.01)
             if script.reset:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 

@@ -61,7 +61,7 @@ SIDEWAYS = {
 }
 
 SEES_SETTINGS = {"cli", "service"}
-ONLY_USER = {"httpx": "processmind", "sqlalchemy": "ledger", "watchdog": "intake.watch"}
+ONLY_USER = {"httpx": "processmind", "httpcore": "processmind", "sqlalchemy": "ledger", "watchdog": "intake.watch"}
 
 MODULES = sorted(ROOT.rglob("*.py"))
 

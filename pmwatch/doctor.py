@@ -1,5 +1,6 @@
 """The doctor: what on this machine would keep pmwatch from working well, and what to do about it."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -8,13 +9,16 @@ from enum import StrEnum
 
 from pmwatch.errors import FolderDown, KeyUnavailable, PmwatchError
 from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
-from pmwatch.intake.scan import root_identity
+from pmwatch.intake.evidence import Answer, no_writer
+from pmwatch.intake.rules import Rules
+from pmwatch.intake.scan import root_identity, scan
 from pmwatch.model import AfterUpload, Folder, Tenant, display, format_size
 from pmwatch.processmind import Client, Http, resolve
 from pmwatch.processmind.keys import KeyRing
 
 _LOW_BYTES = 1024**3
 _SKEW_SECONDS = 300
+_FILES_ASKED = 100
 
 
 class Level(StrEnum):
@@ -54,9 +58,28 @@ def check_folder(folder: Folder) -> Iterator[Finding]:
             f'after_upload = "{folder.after_upload}" needs write access to {display(folder.root)}',
             "Give pmwatch's user (by its group) write permission on the directory.",
         )
+    yield from check_writers(folder)
     free = shutil.disk_usage(folder.root).free
     level = Level.WARNING if free < _LOW_BYTES else Level.OK
     yield Finding(level, what, f"{display(folder.root)} ({kind or 'unknown'}), {format_size(free)} free")
+
+
+def check_writers(folder: Folder) -> Iterator[Finding]:
+    """Ask for the first files whether a writer of them could be seen. SIGIO must be ignored (`quietens_leases`)."""
+    what = f"folder {folder.name}"
+    try:
+        found = [*itertools.islice(scan(folder.root, Rules(folder), problem=lambda _path, _why: None), _FILES_ASKED)]
+    except FolderDown:
+        return  # it was there a moment ago, and was looked at
+    asked = [(one.path, no_writer(folder.root, one.path)) for one in found]
+    unknown = [(path, evidence.sentence) for path, evidence in asked if evidence.answer is Answer.UNKNOWN]
+    if unknown:
+        path, sentence = unknown[0]
+        says = f"for {len(unknown)} of {len(asked)} files it is unknown whether they are still open: {display(path)}: "
+        hint = "Let pmwatch run as the writers' user or with CAP_LEASE, or ask writers for temporary names."
+        yield Finding(Level.WARNING, what, says + sentence, hint)
+    elif asked:
+        yield Finding(Level.OK, what, "a file that is still open for writing is seen as such")
 
 
 def check_state(state_dir: str) -> Finding:

@@ -3,6 +3,7 @@
     PmwatchError                     hint: what a person should do next; decision: what pmwatch does
     ├── ConfigError                  the configuration's text is wrong; exit 78
     ├── LockedError                  another pmwatch holds the state directory
+    ├── Unhealthy                    the running pmwatch is ill, not ready, or does not answer
     ├── LedgerError                  the ledger cannot be used
     ├── FolderDown                   a folder cannot be read now; it comes back by itself
     ├── KeyUnavailable               a tenant's API key cannot be read now          (gate)
@@ -79,6 +80,12 @@ class LockedError(PmwatchError):
     """Another pmwatch holds the state directory."""
 
     reason = "locked"
+
+
+class Unhealthy(PmwatchError):
+    """No pmwatch answers that it is well."""
+
+    reason = "unhealthy"
 
 
 class LedgerError(PmwatchError):

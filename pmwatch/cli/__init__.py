@@ -65,6 +65,7 @@ from pmwatch.cli import (  # noqa: E402, F401  `app` must exist first
     demo,
     discard,
     doctor,
+    health,
     history,
     install,
     ledger,

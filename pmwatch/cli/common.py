@@ -14,8 +14,9 @@ from rich.console import Console
 
 from pmwatch.config import Settings, load
 from pmwatch.errors import LedgerError
+from pmwatch.health import reachable
 from pmwatch.ledger import Ledger
-from pmwatch.ledger.lock import read_holder
+from pmwatch.lock import read_holder
 
 if TYPE_CHECKING:
     from pmwatch.processmind import Http
@@ -106,7 +107,7 @@ def ask_daemon(settings: Settings, path: str, query: Mapping[str, str] | None = 
     address = str(read_holder(settings.state.dir).get("http", ""))
     if not address:
         return None
-    url = f"http://{_reachable(address)}{path}" + (f"?{urlencode(query, errors='surrogateescape')}" if query else "")
+    url = f"http://{reachable(address)}{path}" + (f"?{urlencode(query, errors='surrogateescape')}" if query else "")
     request = urllib.request.Request(url, headers={"Host": "localhost"})
     try:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -115,12 +116,6 @@ def ask_daemon(settings: Settings, path: str, query: Mapping[str, str] | None = 
     except (urllib.error.URLError, OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _reachable(address: str) -> str:
-    """Return where to connect to for an address that was listened on."""
-    host, _, port = address.rpartition(":")
-    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "") else f"[::1]:{port}" if host == "[::]" else address  # noqa: S104
 
 
 def open_ledger(settings: Settings, *, read_only: bool) -> Ledger:

@@ -9,6 +9,7 @@ from pmwatch.cli import app
 from pmwatch.cli.common import ConfigOption, JsonOption, console, http_of, print_json, settings_of
 from pmwatch.doctor import Finding, Level, check_folder, check_inotify, check_state, check_target, check_tenant
 from pmwatch.errors import ExitCode
+from pmwatch.intake.evidence import quietens_leases
 from pmwatch.log import register_secret
 from pmwatch.processmind.keys import KeyRing
 
@@ -17,6 +18,7 @@ from pmwatch.processmind.keys import KeyRing
 def doctor(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     """Look at folders, state, limits and the API with each tenant's key, and say what to do. Exits 1 on an error."""
     settings = settings_of(config)
+    quietens_leases()
     keys = KeyRing(settings.tenants, on_key=register_secret)
     http = http_of(settings)
     findings = [check_state(settings.state.dir), *check_inotify(settings.folders)]

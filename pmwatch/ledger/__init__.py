@@ -1,9 +1,9 @@
 """The ledger: every delivery, durable, in SQLite. It is the queue; nothing that must survive lives elsewhere."""
 
 from pmwatch.ledger.care import Found
-from pmwatch.ledger.lock import StateLock
 from pmwatch.ledger.store import Ledger
 from pmwatch.ledger.values import Action, Arrived, ByHand, Decided, Disposed, StaleClaim, Verdict
+from pmwatch.lock import StateLock
 
 __all__ = [
     "Action",

@@ -3,13 +3,13 @@
 import json
 import re
 import subprocess
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+import sys
+import tomllib
 from pathlib import Path
-from urllib.error import HTTPError
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from support.services import require_tool
 
@@ -63,46 +63,29 @@ def test_everything_it_copies_exists_and_passes_the_ignore_file() -> None:
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
-class Health(BaseHTTPRequestHandler):
-    """Answers with the status that the server was given."""
-
-    status = 200
-
-    def do_GET(self) -> None:
-        self.send_response(self.status if self.path == "/healthz" else 404)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Stay silent."""
+def pins(name: str) -> dict[str, str]:
+    """Return the fixed version of every package; each has a hash."""
+    text = CONTAINERFILE.with_name(name).read_text()
+    found = re.findall(
+        r"^([a-z0-9-]+)==([^ ]+)(?: ;[^\\\n]*)? \\\n +--hash=sha256:[0-9a-f]{64}", text, flags=re.MULTILINE
+    )
+    assert len(found) == len(re.findall(r"^[a-z]", text, flags=re.MULTILINE))
+    return dict(found)
 
 
-@pytest.fixture
-def health_server() -> Iterator[HTTPServer]:
-    class OwnHealth(Health):
-        pass
-
-    server = HTTPServer(("127.0.0.1", 0), OwnHealth)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def test_what_is_fixed_is_what_the_project_asks_for() -> None:
+    fixed = pins("requirements.txt")
+    for text in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(fixed[canonicalize_name(wanted.name)]), (text, "make the list anew")
+    assert "hatchling" in pins("requirements-build.txt")
 
 
-@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
-def test_the_health_check_tells_well_from_ill_whatever_the_proxy(
-    health_server: HTTPServer, monkeypatch: pytest.MonkeyPatch, status: int, *, healthy: bool
-) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    handler: type[Health] = health_server.RequestHandlerClass  # type: ignore[assignment]
-    handler.status = status
-    program, *arguments, code = json.loads(final_stage()["HEALTHCHECK"].partition("CMD ")[2])
-    assert [program, *arguments] == ["python", "-c"]
-    probe = compile(code.replace(":9108/", f":{health_server.server_port}/"), "healthcheck", "exec")
-    if healthy:
-        exec(probe, {})
-    else:
-        with pytest.raises(HTTPError) as refused:
-            exec(probe, {})
-        refused.value.close()
+def test_the_health_check_is_pmwatch_s_own_and_quick() -> None:
+    command = json.loads(final_stage()["HEALTHCHECK"].partition("CMD ")[2])
+    assert command == ["python", "-P", "-m", "pmwatch.health"]
+    code = (
+        "import sys, pmwatch.health; print(sorted({'httpx', 'pydantic', 'sqlalchemy', 'typer'} & sys.modules.keys()))"
+    )
+    loaded = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert loaded.stdout == "[]\n"

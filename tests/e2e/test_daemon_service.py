@@ -156,6 +156,7 @@ def test_status_why_audit_and_doctor_answer_while_it_runs_and_after(
         why = json.loads(daemon.command("why", str(drop / "a.csv"), "--json").stdout)
         assert why["verdict"] == "done"
         assert any("not watched now" in sentence for sentence in why["sentences"]) is not running
+        assert daemon.command("health").returncode == (0 if running else 1)
         assert daemon.command("audit").returncode == 0
         assert daemon.command("doctor").returncode == 0
         if running:

@@ -14,7 +14,7 @@ import pytest
 
 from pmwatch.errors import LockedError
 from pmwatch.ledger import StateLock
-from pmwatch.ledger.lock import read_holder
+from pmwatch.lock import read_holder
 
 HOLD = (
     "import sys; from pmwatch.ledger import StateLock; lock = StateLock(sys.argv[1]); lock.acquire(); "

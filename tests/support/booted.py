@@ -33,7 +33,7 @@ class Booted:
         if os.geteuid() != 0:
             pytest.skip("only root can boot a systemd of its own")
         python = "/usr/bin/python3"
-        if _version_of(python) != f"{sys.version_info.major}.{sys.version_info.minor}":
+        if version_of(python) != f"{sys.version_info.major}.{sys.version_info.minor}":
             pytest.skip(f"{python} is not the version that runs the tests, whose packages it has to load")
         self._directory.mkdir(exist_ok=True)
         _run("mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(self._directory))
@@ -132,7 +132,8 @@ class Booted:
         )
 
 
-def _version_of(python: str) -> str:
+def version_of(python: str) -> str:
+    """Return the version of a Python that can make virtual environments, else nothing."""
     try:
         words = [python, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
         return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()

@@ -21,6 +21,8 @@ LEVELS = {
     "filesystems": 0,
     "timetable": 0,
     "config": 1,
+    "lock": 1,
+    "health": 2,
     "units": 2,
     "ledger": 2,
     "processmind": 2,

@@ -1,0 +1,144 @@
+"""The image, really built and run: as its own user on a read-only root, ready, uploading, well, stopped."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from pmwatch.sandbox import SandboxServer
+from support.containers import BASE, Containers
+from support.daemon import folder_toml, stored, table_id
+from support.services import free_port
+
+pytestmark = pytest.mark.service("podman")
+
+SCALE = int(os.environ.get("PMWATCH_TEST_SCALE", "1"))
+UID = 10001
+OTHER_UID = 10002
+LOCKED_DOWN = ("--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges")
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    with Containers(tmp_path_factory.mktemp("containers")) as made:
+        made.build()
+        yield made
+
+
+class Installed:
+    """A directory of configuration, key and drop folder on the host, as deploy/README.md has it mounted."""
+
+    def __init__(self, directory: Path, sandbox: SandboxServer) -> None:
+        self.etc = directory / "etc"
+        self.drop = directory / "drop"
+        self.port = free_port()
+        self.etc.mkdir()
+        self.drop.mkdir()
+        os.chown(self.drop, UID, UID)
+        self.drop.chmod(0o2777)
+        tenant = sandbox.tenants[0]
+        (self.etc / "demo.key").write_text(tenant["api_key"])
+        (self.etc / "config.toml").write_text(
+            f'[api]\nbase_url = "{sandbox.base_url}"\n[http]\nlisten = "127.0.0.1:{self.port}"\n'
+            f'[defaults]\nsettle = "300ms"\n[[tenants]]\nname = "demo"\nid = "{tenant["id"]}"\n'
+            'api_key_file = "/etc/pmwatch/demo.key"\n'
+            + folder_toml("orders", Path("/srv/drop"), datatable=table_id(sandbox))
+        )
+
+    @property
+    def mounts(self) -> tuple[str, ...]:
+        return (f"-v={self.etc}:/etc/pmwatch:ro", f"-v={self.drop}:/srv/drop")
+
+    def answers(self, path: str) -> bool:
+        try:
+            with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except URLError:
+            return False
+
+
+@pytest.fixture
+def installed(tmp_path: Path, sandbox: SandboxServer) -> Installed:
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)  # pytest's directories are root's alone
+    return Installed(tmp_path, sandbox)
+
+
+def test_the_image_is_small_says_what_it_is_and_keeps_the_health_check(containers: Containers) -> None:
+    image = containers.inspect()
+    assert image["Size"] - containers.inspect(BASE)["Size"] < 90_000_000
+    assert len(image["RootFS"]["Layers"]) == 2, "the base, and one of ours"
+    config = image["Config"]
+    assert config["User"] == f"{UID}:{UID}"
+    assert config["Labels"]["org.opencontainers.image.title"] == "pmwatch"
+    assert config["Labels"]["org.opencontainers.image.version"]
+    assert image["Healthcheck"]["Test"][0] == "CMD"
+
+
+@pytest.mark.skipif(SCALE == 1, reason="a second build takes half a minute; PMWATCH_TEST_SCALE=2 runs it")
+def test_the_same_source_gives_the_same_layers(containers: Containers) -> None:
+    containers.build("localhost/pmwatch:again", "--no-cache")
+    assert containers.inspect("localhost/pmwatch:again")["RootFS"] == containers.inspect()["RootFS"]
+
+
+def test_it_gets_ready_uploads_is_well_and_stops(
+    containers: Containers, installed: Installed, sandbox: SandboxServer
+) -> None:
+    name = "pmwatch"
+    containers.start(name, *LOCKED_DOWN, *installed.mounts)
+    containers.wait_for("ready", lambda: installed.answers("/readyz"), name=name)
+    (installed.drop / ".first.csv.part").write_text("id\n1\n")
+    (installed.drop / ".first.csv.part").rename(installed.drop / "first.csv")
+    containers.wait_for("the upload", lambda: bool(stored(sandbox)), name=name)
+    assert stored(sandbox) == {"first.csv": b"id\n1\n"}
+    assert containers.health(name)
+    assert containers.exec(name, "pmwatch", "health", "--ready").stdout == "ok\n"
+    identity = containers.exec(name, "cat", "/proc/1/status").stdout
+    assert f"Uid:\t{UID}\t{UID}\t{UID}\t{UID}" in identity
+    assert "CapEff:\t0000000000000000" in identity
+    assert "NoNewPrivs:\t1" in identity
+    assert "Read-only" in containers.exec(name, "touch", "/opt/pmwatch/probe").stderr
+    assert containers.stop(name, seconds=45) == 0
+    assert events(containers.log(name))[-1] == "stopped"
+    assert not containers.health(name)
+
+
+def test_beside_a_writer_of_another_user_the_doctor_says_what_cannot_be_seen(
+    containers: Containers, installed: Installed, sandbox: SandboxServer
+) -> None:
+    name, slow = "pmwatch-beside", "writer"
+    (installed.etc / "config.toml").write_text(
+        (installed.etc / "config.toml").read_text().replace('settle = "300ms"', 'settle = "1h"')
+    )
+    containers.start(name, *LOCKED_DOWN, *installed.mounts)
+    containers.wait_for("ready", lambda: installed.answers("/readyz"), name=name)
+    write = "exec 3> /srv/drop/slow.csv; echo id >&3; exec sleep 600"
+    containers.start(
+        slow, *LOCKED_DOWN, "--user", str(OTHER_UID), "--entrypoint", "sh", *installed.mounts, "--", "-c", write
+    )
+    seen = installed.drop / "slow.csv"
+    containers.wait_for("the file", lambda: seen.exists() and seen.stat().st_size == 3, name=slow)
+    assert seen.stat().st_uid == OTHER_UID
+    [finding] = [one for one in doctor(containers, name) if "slow.csv" in one["says"]]
+    assert finding["level"] == "warning"
+    assert "its owner is another user, and CAP_LEASE is missing" in finding["says"]
+    assert "temporary names" in finding["hint"]
+    why = containers.exec(name, "pmwatch", "why", "/srv/drop/slow.csv").stdout
+    assert re.search(r"unknown.*another user", why, flags=re.DOTALL), why
+    assert stored(sandbox) == {}
+
+
+def events(log: str) -> list[str]:
+    return [json.loads(line)["event"] for line in log.splitlines() if line.startswith("{")]
+
+
+def doctor(containers: Containers, name: str) -> list[dict[str, str]]:
+    done: subprocess.CompletedProcess[str] = containers.exec(name, "pmwatch", "doctor", "--json")
+    found: list[dict[str, str]] = json.loads(done.stdout)
+    return found

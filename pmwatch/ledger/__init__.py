@@ -2,7 +2,19 @@
 
 from pmwatch.ledger.care import Found
 from pmwatch.ledger.lock import StateLock
+from pmwatch.ledger.schema import VERSION
 from pmwatch.ledger.store import Ledger
 from pmwatch.ledger.values import Action, Arrived, Decided, Disposed, StaleClaim, Verdict
 
-__all__ = ["Action", "Arrived", "Decided", "Disposed", "Found", "Ledger", "StaleClaim", "StateLock", "Verdict"]
+__all__ = [
+    "VERSION",
+    "Action",
+    "Arrived",
+    "Decided",
+    "Disposed",
+    "Found",
+    "Ledger",
+    "StaleClaim",
+    "StateLock",
+    "Verdict",
+]

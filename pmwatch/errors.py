@@ -4,6 +4,7 @@
     ├── ConfigError                  the configuration's text is wrong; exit 78
     ├── LockedError                  another pmwatch holds the state directory
     ├── LedgerError                  the ledger cannot be used
+    │   └── LedgerNewer              a newer pmwatch wrote it; exit 78
     ├── FolderDown                   a folder cannot be read now; it comes back by itself
     ├── KeyUnavailable               a tenant's API key cannot be read now          (gate)
     ├── SourceError                  trouble of one file
@@ -42,7 +43,10 @@ class Decision(StrEnum):
 
 
 class ExitCode:
-    """Exit codes of the commands; systemd must not restart after USAGE and CONFIG."""
+    """Exit codes of the commands; systemd must not restart after USAGE and CONFIG.
+
+    CONFIG is also for a ledger that only a newer pmwatch can read: no restart mends either.
+    """
 
     OK = 0
     FAILURE = 1
@@ -85,6 +89,12 @@ class LedgerError(PmwatchError):
     """The ledger cannot be opened, read or written."""
 
     reason = "ledger"
+
+
+class LedgerNewer(LedgerError):
+    """The ledger was written by a newer pmwatch, and this one cannot know what is in it."""
+
+    reason = "ledger_newer"
 
 
 class FolderDown(PmwatchError):

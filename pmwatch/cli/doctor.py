@@ -7,7 +7,16 @@ from rich.table import Table
 
 from pmwatch.cli import app
 from pmwatch.cli.common import ConfigOption, JsonOption, console, print_json, settings_of
-from pmwatch.doctor import Finding, Level, check_folder, check_inotify, check_state, check_target, check_tenant
+from pmwatch.doctor import (
+    Finding,
+    Level,
+    check_folder,
+    check_inotify,
+    check_ledger,
+    check_state,
+    check_target,
+    check_tenant,
+)
 from pmwatch.errors import ExitCode
 from pmwatch.log import register_secret
 from pmwatch.processmind import Http, Timeouts
@@ -20,7 +29,7 @@ def doctor(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     settings = settings_of(config)
     keys = KeyRing(settings.tenants, on_key=register_secret)
     http = Http(timeouts=Timeouts(settings.api.connect_timeout, settings.api.timeout), ca_file=settings.api.ca_file)
-    findings = [check_state(settings.state.dir), *check_inotify(settings.folders)]
+    findings = [check_state(settings.state.dir), *check_ledger(settings.state.dir), *check_inotify(settings.folders)]
     findings += [finding for folder in settings.folders for finding in check_folder(folder)]
     url = settings.api.base_url
     answers = {tenant.name: check_tenant(tenant, keys=keys, http=http, base_url=url) for tenant in settings.tenants}

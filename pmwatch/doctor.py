@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pmwatch.errors import FolderDown, KeyUnavailable, PmwatchError
+from pmwatch.errors import FolderDown, KeyUnavailable, LedgerError, PmwatchError
 from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
 from pmwatch.intake.evidence import Answer, no_writer
 from pmwatch.intake.rules import Rules
 from pmwatch.intake.scan import root_identity, scan
+from pmwatch.ledger import VERSION, Ledger
 from pmwatch.model import AfterUpload, Folder, Tenant, display, format_size
 from pmwatch.processmind import Client, Http, resolve
 from pmwatch.processmind.keys import KeyRing
@@ -93,6 +94,24 @@ def check_state(state_dir: str) -> Finding:
     if not os.access(existing, os.W_OK):
         return Finding(Level.ERROR, "state", f"{existing} cannot be written", "Make pmwatch's user its owner.")
     return Finding(Level.OK, "state", f"{state_dir} ({kind}), {format_size(shutil.disk_usage(existing).free)} free")
+
+
+def check_ledger(state_dir: str) -> Iterator[Finding]:
+    """Look at the ledger, where there is one: whether this version of pmwatch can go on with it."""
+    if not os.path.exists(os.path.join(state_dir, "ledger.db")):
+        return
+    try:
+        ledger = Ledger.open(state_dir, read_only=True, older_too=True)
+    except LedgerError as error:
+        yield Finding(Level.ERROR, "ledger", error.message, error.hint)
+        return
+    ledger.close()
+    if ledger.version_found == VERSION:
+        yield Finding(Level.OK, "ledger", f"version {VERSION}")
+        return
+    says = f"version {ledger.version_found}; it becomes version {VERSION} when pmwatch run starts"
+    hint = "An older pmwatch cannot read it then: make a copy first with pmwatch ledger backup FILE."
+    yield Finding(Level.WARNING, "ledger", says, hint)
 
 
 def check_tenant(tenant: Tenant, *, keys: KeyRing, http: Http, base_url: str) -> Finding:

@@ -5,6 +5,7 @@
     ├── LockedError                  another pmwatch holds the state directory
     ├── Unhealthy                    the running pmwatch is ill, not ready, or does not answer
     ├── LedgerError                  the ledger cannot be used
+    │   └── LedgerNewer              a newer pmwatch wrote it; exit 78
     ├── FolderDown                   a folder cannot be read now; it comes back by itself
     ├── KeyUnavailable               a tenant's API key cannot be read now          (gate)
     ├── SourceError                  trouble of one file
@@ -43,7 +44,10 @@ class Decision(StrEnum):
 
 
 class ExitCode:
-    """Exit codes of the commands; systemd must not restart after USAGE and CONFIG."""
+    """Exit codes of the commands; systemd must not restart after USAGE and CONFIG.
+
+    CONFIG is also for a ledger that only a newer pmwatch can read: no restart mends either.
+    """
 
     OK = 0
     FAILURE = 1
@@ -92,6 +96,12 @@ class LedgerError(PmwatchError):
     """The ledger cannot be opened, read or written."""
 
     reason = "ledger"
+
+
+class LedgerNewer(LedgerError):
+    """The ledger was written by a newer pmwatch, and this one cannot know what is in it."""
+
+    reason = "ledger_newer"
 
 
 class FolderDown(PmwatchError):

@@ -35,6 +35,7 @@ from pmwatch.intake.evidence import quietens_leases
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.rules import Rules
 from pmwatch.intake.watch import Watcher
+from pmwatch.ledger import VERSION as LEDGER_VERSION
 from pmwatch.ledger import Ledger, StateLock
 from pmwatch.log import register_secret
 from pmwatch.metrics import Metrics
@@ -198,6 +199,8 @@ class Service:
             lock.publish(http=self._web.address)
         self.ledger = Ledger.open(settings.state.dir)
         self.ledger.check()
+        if 0 < self.ledger.version_found < LEDGER_VERSION:
+            self._log.info("ledger upgraded", from_version=self.ledger.version_found, to_version=LEDGER_VERSION)
         recovered = self.ledger.recover()
         self.ledger.forget_destinations()
         if recovered:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pmwatch import __version__
-from pmwatch.errors import ConfigError, ExitCode, PmwatchError
+from pmwatch.errors import ConfigError, ExitCode, LedgerNewer, PmwatchError
 
 app = typer.Typer(
     name="pmwatch",
@@ -44,7 +44,7 @@ def main() -> None:
         sys.exit(ExitCode.CONFIG)
     except PmwatchError as error:
         _complain(error.message, hint=error.hint)
-        sys.exit(ExitCode.FAILURE)
+        sys.exit(ExitCode.CONFIG if isinstance(error, LedgerNewer) else ExitCode.FAILURE)
     except KeyboardInterrupt:
         sys.exit(130)  # 128 + SIGINT, as shells have it
 

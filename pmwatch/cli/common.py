@@ -118,9 +118,12 @@ def ask_daemon(settings: Settings, path: str, query: Mapping[str, str] | None = 
     return found if isinstance(found, dict) else None
 
 
-def open_ledger(settings: Settings, *, read_only: bool) -> Ledger:
-    """Open the ledger of the configured state directory, which must exist."""
+def open_ledger(settings: Settings, *, read_only: bool, older_too: bool = False) -> Ledger:
+    """Open the ledger of the configured state directory, which must exist.
+
+    Never migrated by a command: the pmwatch that runs may still be the older one.
+    """
     if not os.path.exists(os.path.join(settings.state.dir, "ledger.db")):
         hint = "Has pmwatch run on this machine with this state.dir?"
         raise LedgerError(f"there is no ledger in {settings.state.dir}", hint=hint)
-    return Ledger.open(settings.state.dir, read_only=read_only)
+    return Ledger.open(settings.state.dir, read_only=read_only, older_too=older_too)

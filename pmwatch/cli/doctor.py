@@ -7,7 +7,16 @@ from rich.table import Table
 
 from pmwatch.cli import app
 from pmwatch.cli.common import ConfigOption, JsonOption, console, http_of, print_json, settings_of
-from pmwatch.doctor import Finding, Level, check_folder, check_inotify, check_state, check_target, check_tenant
+from pmwatch.doctor import (
+    Finding,
+    Level,
+    check_folder,
+    check_inotify,
+    check_ledger,
+    check_state,
+    check_target,
+    check_tenant,
+)
 from pmwatch.errors import ExitCode
 from pmwatch.intake.evidence import quietens_leases
 from pmwatch.log import register_secret
@@ -21,7 +30,7 @@ def doctor(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     quietens_leases()
     keys = KeyRing(settings.tenants, on_key=register_secret)
     http = http_of(settings)
-    findings = [check_state(settings.state.dir), *check_inotify(settings.folders)]
+    findings = [check_state(settings.state.dir), *check_ledger(settings.state.dir), *check_inotify(settings.folders)]
     findings += [finding for folder in settings.folders for finding in check_folder(folder)]
     url = settings.api.base_url
     answers = {tenant.name: check_tenant(tenant, keys=keys, http=http, base_url=url) for tenant in settings.tenants}

@@ -19,8 +19,11 @@ app.add_typer(ledger, name="ledger")
 
 @ledger.command()
 def check(*, config: ConfigOption = None, state_dir: StateDirOption = None, json: JsonOption = False) -> None:
-    """See whether the ledger's file is whole. Exits 1 where it is damaged; the daemon may be running."""
-    opened = open_ledger(settings_of(config, state_dir=state_dir), read_only=True)
+    """See whether the ledger's file is whole, also before an upgrade. Exits 1 where it is damaged.
+
+    The daemon may be running.
+    """
+    opened = open_ledger(settings_of(config, state_dir=state_dir), read_only=True, older_too=True)
     try:
         opened.check()
         counts = opened.counts()
@@ -43,10 +46,12 @@ def backup(
 ) -> None:
     """Copy the ledger to FILE, also while the daemon runs. Presigned URLs, which are secrets, are blanked.
 
+    A ledger of an older pmwatch is copied as it is: the thing to do before an upgrade.
+
     To restore one: stop the daemon, then `pmwatch ledger rebuild --from FILE`. Do not copy it into place: it knows
     nothing of what went since.
     """
-    opened = open_ledger(settings_of(config, state_dir=state_dir), read_only=True)
+    opened = open_ledger(settings_of(config, state_dir=state_dir), read_only=True, older_too=True)
     try:
         opened.backup(file)
     finally:

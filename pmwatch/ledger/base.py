@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from pmwatch.errors import LedgerError
 from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
-from pmwatch.ledger.schema import migrate
+from pmwatch.ledger.schema import VERSION, migrate, version_of
 from pmwatch.ledger.writer import Writer, make_engine, translate
 
 T = TypeVar("T")
@@ -24,16 +24,21 @@ class Base:
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         self.path = path
+        self.version_found = VERSION  # before it was migrated; 0 where it was made
         self._readers = make_engine(path, begin="BEGIN", pool=QueuePool, read_only=read_only)
         self._writing = None if read_only else make_engine(path, begin="BEGIN IMMEDIATE", pool=NullPool)
         self._writer = Writer(self._writing) if self._writing else None
 
     @classmethod
-    def open(cls, state_dir: str, *, read_only: bool = False) -> Self:
-        """Open (and create or migrate, unless `read_only`) the ledger of a state directory.
+    def open(cls, state_dir: str, *, read_only: bool = False, older_too: bool | None = None) -> Self:
+        """Open the ledger of a state directory. An older one is refused unless `older_too`, the default for writing.
 
-        Raises LedgerError where it cannot be used: damaged, newer, on a network file system, not writable.
+        It is then migrated (and an absent one created), for which the caller holds the state directory's lock: the
+        pmwatch that runs may be the older one. With `read_only` it stays as it is: for `backup`, `check`, `counts`.
+        Raises LedgerError where it cannot be used: damaged, on a network file system, not writable; LedgerNewer
+        for a newer one, which is not touched.
         """
+        older_too = not read_only if older_too is None else older_too
         path = os.path.join(state_dir, _FILE_NAME)
         kind = file_system_type(os.fsencode(state_dir))
         if kind in NETWORK_FILE_SYSTEMS:
@@ -46,7 +51,11 @@ class Base:
         try:
             if not read_only:
                 _make_private(path)
+            found = _version_found(path)
+            if found < VERSION and not (older_too and (found or not read_only)):
+                raise _too_old(path, found)
             ledger = cls(path, read_only=read_only)
+            ledger.version_found = found
             if not read_only:
                 ledger._write(migrate)
         except OSError as error:
@@ -82,6 +91,23 @@ class Base:
             raise LedgerError(
                 f"the ledger is damaged: {said}", hint="pmwatch ledger rebuild makes a new one; it sets this one aside."
             )
+
+
+def _version_found(path: str) -> int:
+    """Look before anything is written: to open a file for writing may already change it."""
+    engine = make_engine(path, begin="BEGIN", pool=NullPool, read_only=True)
+    with engine.connect() as connection:
+        return version_of(connection)
+
+
+def _too_old(path: str, found: int) -> LedgerError:
+    if not found:
+        return LedgerError(f"{path} is empty", hint="pmwatch run fills it; has it ever run with this [state] dir?")
+    return LedgerError(
+        f"the ledger has version {found}, and this pmwatch works on version {VERSION}",
+        hint="It is of an older pmwatch, and is upgraded when pmwatch run starts. "
+        "Make a copy first: pmwatch ledger backup FILE.",
+    )
 
 
 def _make_private(path: str) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy import (
     text,
 )
 
-from pmwatch.errors import LedgerError
+from pmwatch.errors import LedgerNewer
 
 metadata: Final = MetaData()
 
@@ -166,14 +166,21 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 VERSION: Final = len(MIGRATIONS)
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the ledger to `VERSION` inside the caller's transaction. Raises LedgerError for a newer one."""
+def version_of(connection: Connection) -> int:
+    """Return the ledger's version, 0 for an empty file. Raises LedgerNewer for one that this pmwatch cannot read."""
     found = int(connection.execute(text("PRAGMA user_version")).scalar_one())
     if found > VERSION:
-        raise LedgerError(
+        raise LedgerNewer(
             f"the ledger has version {found}, and this pmwatch knows versions up to {VERSION}",
-            hint="A newer pmwatch wrote it. Install that version again, or give this one another [state] dir.",
+            hint="A newer pmwatch wrote it: install that version again, or go back to a backup of before the upgrade "
+            "with pmwatch ledger rebuild --from FILE.",
         )
+    return found
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the ledger to `VERSION` inside the caller's transaction. Raises LedgerNewer for a newer one."""
+    found = version_of(connection)
     for statements in MIGRATIONS[found:]:
         for statement in statements:
             connection.execute(text(statement))

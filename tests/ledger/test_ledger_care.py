@@ -1,6 +1,5 @@
 """Backups, what may be forgotten, and what a rebuilt ledger is filled with."""
 
-import os
 import sqlite3
 import stat
 import threading
@@ -14,7 +13,7 @@ from pmwatch.ledger import Action, Ledger
 from pmwatch.ledger.care import RESTORED
 from pmwatch.ledger.people import ranges
 from pmwatch.model import Order, State
-from support.ledgers import TARGET, claimed, current, drop, look, opened, sent
+from support.ledgers import claimed, current, drop, look, opened, sent
 
 SECRET = "https://bucket.s3.amazonaws.com/x?X-Amz-Signature=0123456789abcdef"
 BY = Action(500.0, "ann", "resend", "because")
@@ -189,31 +188,3 @@ def test_a_waiting_delivery_can_be_given_up_and_lets_the_next_one_go(tmp_path: P
 )
 def test_ids_are_written_in_short(ids: list[int], shown: str) -> None:
     assert ranges(ids) == shown
-
-
-def test_a_ledger_of_the_first_version_becomes_one_of_the_newest(tmp_path: Path) -> None:
-    from pmwatch.ledger.schema import MIGRATIONS
-
-    with closing(sqlite3.connect(tmp_path / "ledger.db")) as old:
-        for statement in MIGRATIONS[0]:
-            old.execute(statement)
-        old.execute("PRAGMA user_version = 1")
-        columns = "folder, path, current, tenant, dataset, datatable, tenant_id, dataset_id, datatable_id, lane, state"
-        texts = "outcome, reason, detail, sha256, etag, presigned_url, location"
-        numbers = "size, mtime_ns, ctime_ns, inode, device, seq, attempts, recoveries, not_before, seen_at, settled_at"
-        more = "claimed_at, first_failed_at, uploaded_at, finished_at, duplicate_of, previous_id, kept"
-        old.execute(
-            f"INSERT INTO deliveries ({columns}, {texts}, {numbers}, {more}) VALUES "
-            f"('orders', x'61', 1, 'acme', '', 'table-1', 't', 'd', 'table-1', 't/table-1', 'queued', "
-            f"{', '.join(['x' + chr(39) * 2 if name == 'location' else chr(39) * 2 for name in texts.split(', ')])}, "
-            f"{', '.join('1' for _ in numbers.split(', '))}, {', '.join('0' for _ in more.split(', '))})"
-        )
-        old.execute("INSERT INTO lanes VALUES ('t/table-1', 1, 0)")
-        old.execute("INSERT INTO counts VALUES ('orders', 'queued', 1)")
-        old.commit()
-    os.chmod(tmp_path / "ledger.db", 0o600)
-    with opened(tmp_path) as ledger:
-        one = claimed(ledger)
-        assert (one.path, one.target, one.resent, one.released) == (b"a", TARGET, False, False)
-        ledger.note(Action(1.0, "ann", "ledger rebuild"))
-        assert len(ledger.actions()) == 1

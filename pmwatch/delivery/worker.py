@@ -531,13 +531,9 @@ class Uploader:
 
     def _dispose_after(self, ended: list[tuple[Delivery, Folder]]) -> None:
         """Dispose of sources that need it, now that the ledger says that their content is safe."""
-        self._dispose(
-            [
-                (uploaded, folder)
-                for delivery, folder in ended
-                if _moves(folder) and (uploaded := self._ledger.get(delivery.id)) is not None
-            ]
-        )
+        folders = {delivery.id: folder for delivery, folder in ended if _moves(folder)}
+        if folders:
+            self._dispose([(uploaded, folders[uploaded.id]) for uploaded in self._ledger.get_all(list(folders))])
 
     def _dispose_one(self) -> bool:
         delivery = self._ledger.claim_disposal(now=self._now())

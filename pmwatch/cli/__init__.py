@@ -1,7 +1,10 @@
 """The commands, one file each."""
 
+import importlib
+import os
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Final
 
 import typer
 
@@ -17,6 +20,43 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Try it without any configuration: pmwatch demo",
 )
+
+
+COMMANDS: Final = (
+    "api",
+    "apply",
+    "audit",
+    "backfill",
+    "check",
+    "demo",
+    "discard",
+    "doctor",
+    "health",
+    "history",
+    "install",
+    "ledger",
+    "mark-seen",
+    "release",
+    "resend",
+    "retry",
+    "run",
+    "sandbox",
+    "status",
+    "upload",
+    "version",
+    "why",
+)
+
+
+def load(arguments: Sequence[str] = ()) -> typer.Typer:
+    """Return `app` with the command that the arguments begin with, or with all where they begin with none.
+
+    The module of a command has its name and adds it to `app`. Who asks for one need not wait for the rest.
+    """
+    names = [name for name in arguments[:1] if name in COMMANDS] if "_PMWATCH_COMPLETE" not in os.environ else []
+    for name in names or COMMANDS:
+        importlib.import_module(f"pmwatch.cli.{name.replace('-', '_')}")
+    return app
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it with the option's value
@@ -38,7 +78,7 @@ def _options(
 def main() -> None:
     """Run the command line; every error of pmwatch's own ends as a message with a hint, never as a traceback."""
     try:
-        app()
+        load(sys.argv[1:])()
     except ConfigError as error:
         _complain("the configuration is wrong:", *(f"  {problem}" for problem in error.problems), hint=error.hint)
         sys.exit(ExitCode.CONFIG)
@@ -53,30 +93,3 @@ def _complain(*lines: str, hint: str) -> None:
     sys.stderr.write("pmwatch: " + "\n".join(lines) + "\n")
     if hint:
         sys.stderr.write(f"hint: {hint}\n")
-
-
-# Each of these modules adds its command to `app`.
-from pmwatch.cli import (  # noqa: E402, F401  `app` must exist first
-    api,
-    apply,
-    audit,
-    backfill,
-    check,
-    demo,
-    discard,
-    doctor,
-    health,
-    history,
-    install,
-    ledger,
-    mark_seen,
-    release,
-    resend,
-    retry,
-    run,
-    sandbox,
-    status,
-    upload,
-    version,
-    why,
-)

@@ -15,10 +15,10 @@ from rich.console import Console
 from pmwatch.config import Settings, load
 from pmwatch.errors import LedgerError
 from pmwatch.health import reachable
-from pmwatch.ledger import Ledger
 from pmwatch.lock import read_holder
 
 if TYPE_CHECKING:
+    from pmwatch.ledger import Ledger
     from pmwatch.processmind import Http
 
 DEFAULT_CONFIG: Final = "/etc/pmwatch/config.toml"
@@ -118,7 +118,7 @@ def ask_daemon(settings: Settings, path: str, query: Mapping[str, str] | None = 
     return found if isinstance(found, dict) else None
 
 
-def open_ledger(settings: Settings, *, read_only: bool, older_too: bool = False) -> Ledger:
+def open_ledger(settings: Settings, *, read_only: bool, older_too: bool = False) -> "Ledger":
     """Open the ledger of the configured state directory, which must exist.
 
     Never migrated by a command: the pmwatch that runs may still be the older one.
@@ -126,4 +126,6 @@ def open_ledger(settings: Settings, *, read_only: bool, older_too: bool = False)
     if not os.path.exists(os.path.join(settings.state.dir, "ledger.db")):
         hint = "Has pmwatch run on this machine with this state.dir?"
         raise LedgerError(f"there is no ledger in {settings.state.dir}", hint=hint)
+    from pmwatch.ledger import Ledger
+
     return Ledger.open(settings.state.dir, read_only=read_only, older_too=older_too)

@@ -13,11 +13,12 @@ import pytest
 import typer.main
 
 from pmwatch import Client, __version__
-from pmwatch.cli import app, main
+from pmwatch.cli import COMMANDS, load, main
 from support.daemon import wait_for
 
+app = load()
+
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # it is a group
 
 
 def pmwatch(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -112,3 +113,22 @@ def test_the_example_configuration_passes_the_check() -> None:
 
 def test_an_unknown_option_exits_2() -> None:
     assert pmwatch("run", "--confg", "x").returncode == 2
+
+
+def test_every_command_is_named_so_that_it_can_be_loaded_alone() -> None:
+    assert sorted(typer.main.get_command(app).commands) == sorted(COMMANDS)  # type: ignore[attr-defined]  # it is a group
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_works_without_the_others(name: str) -> None:
+    script = "import sys; from pmwatch.cli import load; sys.argv[0] = 'pmwatch'; load(sys.argv[1:])()"
+    done = subprocess.run([sys.executable, "-c", script, name, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Usage: pmwatch {name}" in done.stdout
+
+
+def test_the_ledger_is_not_loaded_by_what_does_not_need_it() -> None:
+    script = "import sys; from pmwatch.cli import load; load(['check']); print('sqlalchemy' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+    )

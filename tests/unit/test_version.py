@@ -12,8 +12,10 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from pmwatch import __version__
-from pmwatch.cli import app
+from pmwatch.cli import load
 from pmwatch.ledger import VERSION
+
+app = load()
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 

@@ -91,7 +91,8 @@ def test_it_gets_ready_uploads_is_well_and_stops(
     containers: Containers, installed: Installed, sandbox: SandboxServer
 ) -> None:
     name = "pmwatch"
-    containers.start(name, *LOCKED_DOWN, *installed.mounts)
+    state = "-v=pmwatch-state:/var/lib/pmwatch"
+    containers.start(name, *LOCKED_DOWN, "--stop-timeout", "45", state, *installed.mounts)
     containers.wait_for("ready", lambda: installed.answers("/readyz"), name=name)
     (installed.drop / ".first.csv.part").write_text("id\n1\n")
     (installed.drop / ".first.csv.part").rename(installed.drop / "first.csv")

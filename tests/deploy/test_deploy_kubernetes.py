@@ -1,5 +1,6 @@
 """The kustomize base, built by the real tool and read as the API server would get it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -244,3 +245,20 @@ def test_an_export_job_whose_result_tells_uploads_in_its_main_container() -> Non
 def test_the_labels_of_the_network_policy_are_on_the_job_s_pods(overlay: str) -> None:
     template = built(overlay)["CronJob/pmwatch-export"]["spec"]["jobTemplate"]["spec"]["template"]
     assert OWN_LABEL.items() <= template["metadata"]["labels"].items()
+
+
+# ---- components -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlay", ["watch", "sftp"])
+def test_a_pod_monitor_finds_the_metrics_under_the_job_of_the_alert_rules(overlay: str, tmp_path: Path) -> None:
+    ours = Path(os.path.relpath(BASE.parent, tmp_path))
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [{ours}/overlays/{overlay}]\ncomponents: [{ours}/components/podmonitor]\n"
+    )
+    objects = {one["kind"]: one for one in yaml.safe_load_all(manifest(tmp_path))}
+    monitor, template = objects["PodMonitor"]["spec"], objects["Deployment"]["spec"]["template"]
+    assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert template["metadata"]["labels"][monitor["jobLabel"]] == "pmwatch"
+    ports = [port["name"] for one in containers_of(overlay).values() for port in one["ports"]]
+    assert monitor["podMetricsEndpoints"][0]["port"] in ports

@@ -47,8 +47,9 @@ class Containers:
         self._directory.mkdir(exist_ok=True)
         _run("mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", str(self._directory))
         try:
+            packages = self._fetch_packages()
             self._import_base()
-            self._gather_packages()
+            assert packages.wait(300) == 0, (self._directory / "pip.log").read_text()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -76,13 +77,14 @@ class Containers:
         self._podman("import", str(archive), BASE, check=True)
         archive.unlink()
 
-    def _gather_packages(self) -> None:
-        """Fetch what the image is made of, with the hashes that the image asks for."""
+    def _fetch_packages(self) -> "subprocess.Popen[bytes]":
+        """Fetch what the image is made of, with the hashes that the image asks for, meanwhile."""
         words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes"]
         words += ["--only-binary", ":all:", "-d", str(self._directory / "packages")]
         for name in ("requirements", "requirements-build"):
             words += ["-r", str(ROOT / f"deploy/container/{name}.txt")]
-        _run(*words)
+        with (self._directory / "pip.log").open("wb") as log:
+            return subprocess.Popen(words, stdout=log, stderr=log)
 
     def build(self, tag: str = IMAGE, *options: str) -> str:
         """Build the Containerfile as its head says, and return the image's id."""

@@ -63,6 +63,16 @@ def test_everything_it_copies_exists_and_passes_the_ignore_file() -> None:
     assert [name for name in copied if not (ROOT / name).exists()] == []
 
 
+def test_nothing_is_installed_but_what_a_lock_names() -> None:
+    runs = " && ".join(rest for word, rest in instructions() if word == "RUN")
+    installing = [one for one in runs.split("&&") if re.search(r"pip\b.*\binstall\b", one)]
+    assert len(installing) == 3
+    for one in installing:
+        assert "--no-deps" in one
+        assert "--require-hashes" in one or "--no-index" in one, one
+    assert "--no-build-isolation" in runs, "else an unlocked builder would be fetched"
+
+
 class Health(BaseHTTPRequestHandler):
     """Answers with the status that the server was given."""
 

@@ -81,8 +81,8 @@ class Containers:
         """Fetch what the image is made of, with the hashes that the image asks for, meanwhile."""
         words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes"]
         words += ["--only-binary", ":all:", "-d", str(self._directory / "packages")]
-        for name in ("requirements", "requirements-build"):
-            words += ["-r", str(ROOT / f"deploy/container/{name}.txt")]
+        for name in ("requirements", "build"):
+            words += ["-r", str(ROOT / f"deploy/{name}.lock")]
         with (self._directory / "pip.log").open("wb") as log:
             return subprocess.Popen(words, stdout=log, stderr=log)
 

@@ -3,6 +3,7 @@
 The base image is this machine's Debian: the packages around its Python, as they are installed here.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -60,8 +61,15 @@ class Containers:
     ) -> None:
         for name in self._started:
             self._podman("rm", "-f", "-t", "0", "-v", name)
+        self._await_helpers()
         subprocess.run(["umount", str(self._directory / "storage/overlay")], check=False, capture_output=True)
         subprocess.run(["umount", "-l", str(self._directory)], check=False, capture_output=True)
+
+    def _await_helpers(self) -> None:
+        """Wait for the processes that clean up after a container: they would set up the storage anew, below."""
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while any(os.fsencode(self._directory) in line for line in _command_lines()) and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     # ---- building
 
@@ -151,6 +159,12 @@ class Containers:
     def _storage(self) -> list[str]:
         base = self._directory
         return ["--root", f"{base}/storage", "--runroot", f"{base}/run", "--storage-driver", "overlay"]
+
+
+def _command_lines() -> Iterator[bytes]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            yield path.read_bytes()
 
 
 def _base_files() -> Iterator[tuple[str, str]]:

@@ -562,3 +562,14 @@ def test_what_a_crash_left_of_a_copy_is_replaced_by_the_next_one(drop: Path, oth
     (place / f".pmwatch-copy-{delivery.id}-{delivery.fingerprint.inode}").write_bytes(b"o")
     location, _ = dispose(delivery, folder)
     assert list(tree(other_disk)) == [str(Path(os.fsdecode(location)).relative_to(other_disk))]
+
+
+def test_a_note_in_quarantine_is_replaced_as_a_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    note = tmp_path / "a.csv.error.json"
+    note.write_text("an older one")
+    with note.open() as reader:
+        module._write_json(os.fsencode(note), {"reason": "rejected"})
+        assert reader.read() == "an older one"  # who reads sees one or the other, never half of one
+    assert json.loads(note.read_text()) == {"reason": "rejected"}
+    assert os.listdir(tmp_path) == [note.name]
+    assert note.stat().st_mode & 0o777 == 0o600

@@ -112,3 +112,10 @@ def sync_directory(directory: bytes) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def give_to_owner(file: str | int, directory: str) -> None:
+    """Give a file (path or descriptor) that root made to the owner of the directory: the account of the service."""
+    if os.geteuid() == 0:
+        owner = os.stat(directory)
+        os.chown(file, owner.st_uid, owner.st_gid)

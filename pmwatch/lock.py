@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from pmwatch.errors import LockedError
+from pmwatch.files import give_to_owner
 
 _NAME = "pmwatch.lock"
 
@@ -20,6 +21,7 @@ class StateLock:
     def acquire(self) -> None:
         """Take the lock, or raise LockedError naming the holder's PID."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        give_to_owner(fd, os.path.dirname(self.path))
         while not _try_lock(fd, fcntl.LOCK_EX):
             # A command that only reads who holds it has it shared, for microseconds: that is no other pmwatch.
             if not _try_lock(fd, fcntl.LOCK_SH):

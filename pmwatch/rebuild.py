@@ -17,7 +17,7 @@ from typing import Final
 
 from pmwatch.audit import files_of
 from pmwatch.errors import LedgerError
-from pmwatch.files import is_regular, look, open_regular
+from pmwatch.files import give_to_owner, is_regular, look, open_regular
 from pmwatch.intake.rules import Rules
 from pmwatch.ledger import Action, Found, Ledger
 from pmwatch.model import Empty, Fingerprint, Folder, Quarantine, Settled, Target, display
@@ -76,7 +76,9 @@ def rebuild(
         finally:
             ledger.close()
         result.set_aside = _set_aside(state_dir, by.at)
-        os.rename(os.path.join(building, _LEDGER_FILES[0]), os.path.join(state_dir, _LEDGER_FILES[0]))
+        made = os.path.join(building, _LEDGER_FILES[0])
+        give_to_owner(made, state_dir)
+        os.rename(made, os.path.join(state_dir, _LEDGER_FILES[0]))
     except OSError as error:
         raise LedgerError(f"{error.filename or state_dir}: {error.strerror}") from None
     finally:

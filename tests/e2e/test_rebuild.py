@@ -147,3 +147,18 @@ def test_from_a_backup_what_waited_then_is_held_and_what_came_since_too(
         command(daemon, "mark-seen", "--folder", "orders")
         daemon.wait_done(3)
         assert sorted(record.filename for record in sandbox.objects()) == ["kept.csv", "since.csv", "waits.csv"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can work for another account")
+def test_what_root_makes_belongs_to_the_account_of_the_service(
+    tmp_path: Path, sandbox: SandboxServer, drop: Path
+) -> None:
+    daemon = made(tmp_path, sandbox, drop)
+    daemon.write_config()
+    daemon.state.mkdir()
+    os.chown(daemon.state, 12345, 12346)
+    command(daemon, "ledger", "rebuild", "--yes")
+    command(daemon, "audit")
+    owners = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in daemon.state.iterdir()}
+    assert {"ledger.db", "pmwatch.lock"} <= owners.keys()
+    assert set(owners.values()) == {(12345, 12346)}, owners

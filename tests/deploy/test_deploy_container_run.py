@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -25,8 +26,9 @@ LOCKED_DOWN = ("--read-only", "--cap-drop", "all", "--security-opt", "no-new-pri
 
 
 @pytest.fixture(scope="module")
-def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
-    with Containers(tmp_path_factory.mktemp("containers")) as made:
+def containers() -> Iterator[Containers]:
+    short = TemporaryDirectory(prefix="pmw-", dir="/tmp", ignore_cleanup_errors=True)  # podman takes 50 characters
+    with short as directory, Containers(Path(directory)) as made:
         made.build()
         yield made
 

@@ -109,10 +109,10 @@ def test_a_downgrade_is_refused_for_good_and_the_page_leads_back(stranger: Stran
     machine.run("systemctl", "start", "pmwatch")
     machine.wait_for("it ends", lambda: machine.show("pmwatch", "ActiveState") == "failed")
     assert (machine.show("pmwatch", "ExecMainStatus"), machine.show("pmwatch", "NRestarts")) == ("78", "0")
-    said = machine.run("journalctl", "-u", "pmwatch", "-n", "40", "-o", "cat", "--no-pager").stdout
     [shown] = re.findall(r"```\n(pmwatch: .*?)```", (DEPLOY / "docs" / "upgrading.md").read_text(), flags=re.DOTALL)
     shown = shown.replace("version 3", f"version {VERSION + 1}").replace("up to 2", f"up to {VERSION}")
-    assert shown in said
+    journal = ("journalctl", "-u", "pmwatch", "-o", "cat", "--no-pager")
+    machine.wait_for("the journal has it", lambda: shown in machine.run(*journal).stdout)
     [back] = blocks("docs/upgrading.md", "A ledger that a newer pmwatch wrote")
     back = back.replace("/var/backups/pmwatch/before-YYYY-MM-DD.db", backup)
     assert "held" in stranger.gives(back.replace("ledger rebuild", "ledger rebuild --yes"))

@@ -48,9 +48,9 @@ class Containers:
         self._directory.mkdir(exist_ok=True)
         _run("mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", str(self._directory))
         try:
-            packages = self._fetch_packages()
-            self._import_base()
-            assert packages.wait(300) == 0, (self._directory / "pip.log").read_text()
+            with self._fetch_packages() as packages:
+                self._import_base()
+                assert packages.wait(300) == 0, (self._directory / "pip.log").read_text()
         except BaseException:
             self.__exit__(None, None, None)
             raise

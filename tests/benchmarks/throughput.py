@@ -20,18 +20,13 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from benchmarks.bench import Cost, Daemon, Sink, clean_environment, machine, run, scratch, size_of
+from benchmarks.bench import Cost, Sink, clean_environment, machine, run, scratch, size_of
+from benchmarks.latency import ArchivingDaemon
 from benchmarks.sink import API_KEY, DATASET, DATATABLE, TENANT
 from benchmarks.small_files import LOOP, write_files
 from support.s3servers import BUCKET, SeaweedFS, running_seaweedfs
 
 RCLONE: Final = ["--s3-provider", "Other", "--s3-no-check-bucket", "--checkers", "32", "--log-level", "ERROR"]
-
-
-class Archiving(Daemon):
-    """The daemon with `after_upload = "archive"`."""
-
-    after_upload = "archive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +68,7 @@ def with_pmwatch(
     place: Place, directory: str, options: argparse.Namespace, *, order: str, tables: int, parallel: int
 ) -> Cost:
     """Send all files by a fresh daemon with a fresh ledger; return the cost of one."""
-    with Archiving(place.sink, directory, order=order, max_parallel=parallel, tables=tables) as daemon:
+    with ArchivingDaemon(place.sink, directory, order=order, max_parallel=parallel, tables=tables) as daemon:
         names = list(write_files(daemon.staging, options.files, options.size))
         cpu, started = daemon.cpu_seconds(), time.monotonic()
         daemon.rename_into_place(names)

@@ -509,6 +509,7 @@ class Service:
 
     def _upload(self) -> None:
         thread = threading.current_thread().name
+        told = -1  # the ticket at which the resolving thread was last woken
         while not self._no_more_claims.is_set():
             self._pulse.beat(thread)
             ticket = self._work.ticket
@@ -519,7 +520,9 @@ class Service:
                 self._no_more_claims.wait(_TICK_SECONDS)
                 continue
             if not worked:
-                self._names.wake()  # what waits may have no ids yet
+                if ticket != told:
+                    self._names.wake()  # what came since may have no ids yet
+                    told = ticket
                 self._work.wait(ticket, self._seconds_to_next())
         self._pulse.forget(thread)
 

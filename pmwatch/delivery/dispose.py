@@ -1,6 +1,9 @@
 """What happens to a source after its upload: archive or delete, and only if it still is that version.
 
 State first, then files: the ledger says `uploaded` before anything here runs, and every step may be repeated.
+
+A move of one file is a generator that hands out each directory which has to be on the disk before it goes on. So the
+moves of many files take their steps side by side, and a directory is synced once for all of them.
 """
 
 import errno
@@ -10,12 +13,12 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from pmwatch.errors import DisposeError, SourceUnreadable, SourceVanished
+from pmwatch.errors import DisposeError, PmwatchError, SourceUnreadable, SourceVanished
 from pmwatch.failpoints import reached
 from pmwatch.files import is_regular, look, parent_directory, sync_directory
 from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, Quarantine, display
@@ -23,6 +26,9 @@ from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, Quarantine
 _CHUNK_BYTES: Final = 1024 * 1024
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 Beat = Callable[[], None]
+T = TypeVar("T")
+Move = Generator[int | bytes, None, T]
+"""Steps that hand out a directory (descriptor or path) each time that it has to be on the disk before the next one."""
 
 
 def _no_beat() -> None:
@@ -34,13 +40,28 @@ def dispose(delivery: Delivery, folder: Folder, *, beat: Beat = _no_beat) -> tup
 
     A source that is gone or has become a newer version is left alone. Raises DisposeError; safe to repeat.
     """
+    return _alone(_dispose(delivery, folder, beat))
+
+
+def dispose_all(
+    uploaded: Sequence[tuple[Delivery, Folder]], *, beat: Beat = _no_beat
+) -> list[tuple[bytes, bool] | DisposeError]:
+    """Dispose of many sources; return of each what `dispose` does, or the error that it raises."""
+    ends = _together([_dispose(delivery, folder, beat) for delivery, folder in uploaded])
+    for end in ends:
+        if isinstance(end, Exception) and not isinstance(end, DisposeError):
+            raise end
+    return ends  # type: ignore[return-value]  # no other error is left
+
+
+def _dispose(delivery: Delivery, folder: Folder, beat: Beat) -> Move[tuple[bytes, bool]]:
     root, path = source_of(delivery, folder)
     try:
         if folder.after_upload is AfterUpload.KEEP or is_archived(delivery, folder):
             return delivery.location, not delivery.location
         if folder.after_upload is AfterUpload.DELETE:
-            return b"", not _delete(root, path, delivery)
-        location = move_into(root, path, _archive_directory(delivery, folder), delivery=delivery, beat=beat)
+            return b"", not (yield from _delete(root, path, delivery))
+        location = yield from _move_into(root, path, _archive_directory(delivery, folder), delivery, beat)
         return location, not location and look(root, path) is not None
     except SourceVanished:
         return b"", False
@@ -48,6 +69,54 @@ def dispose(delivery: Delivery, folder: Folder, *, beat: Beat = _no_beat) -> tup
         raise _dispose_error(delivery, folder, error.message) from None
     except OSError as error:
         raise _dispose_error(delivery, folder, error.strerror or "") from None
+
+
+def _together(moves: Sequence[Move[T]]) -> list[T | Exception]:
+    """Take the steps of all moves side by side; return how each ended."""
+    ends: dict[int, T | Exception] = {}
+    troubles: dict[int, OSError] = {}
+    while len(ends) < len(moves):
+        wanted: dict[int, int | bytes] = {}
+        for number, move in enumerate(moves):
+            if number in ends:
+                continue
+            try:
+                wanted[number] = move.throw(troubles[number]) if number in troubles else next(move)
+            except StopIteration as end:
+                ends[number] = end.value
+            except (OSError, PmwatchError) as error:
+                ends[number] = error
+        troubles = _sync_all(wanted)
+    return [ends[number] for number in range(len(moves))]
+
+
+def _alone(move: Move[T]) -> T:
+    (end,) = _together([move])
+    if isinstance(end, Exception):
+        raise end
+    return end
+
+
+def _sync_all(wanted: dict[int, int | bytes]) -> dict[int, OSError]:
+    """Sync each directory that is wanted, once; return whose failed."""
+    same: dict[object, list[int]] = {}
+    for number, directory in wanted.items():
+        same.setdefault(_identity(directory), []).append(number)
+    troubles: dict[int, OSError] = {}
+    for numbers in same.values():
+        directory = wanted[numbers[0]]
+        try:
+            os.fsync(directory) if isinstance(directory, int) else sync_directory(directory)
+        except OSError as error:
+            troubles |= dict.fromkeys(numbers, error)
+    return troubles
+
+
+def _identity(directory: int | bytes) -> object:
+    if isinstance(directory, bytes):
+        return directory
+    st = os.fstat(directory)
+    return st.st_dev, st.st_ino
 
 
 def _archive_directory(delivery: Delivery, folder: Folder) -> bytes:
@@ -68,14 +137,14 @@ def source_of(delivery: Delivery, folder: Folder) -> tuple[bytes, bytes]:
     return folder.root, delivery.path
 
 
-def _delete(root: bytes, path: bytes, delivery: Delivery) -> bool:
+def _delete(root: bytes, path: bytes, delivery: Delivery) -> Move[bool]:
     """Delete the source if it still is the version that was uploaded; tell whether it is gone."""
     with parent_directory(root, path) as (directory, name):
         hidden = _take(directory, name, delivery)
         if hidden is None:
             return False
         os.unlink(hidden, dir_fd=directory)
-        os.fsync(directory)
+        yield directory
     return True
 
 
@@ -149,7 +218,7 @@ def _dispose_error(delivery: Delivery, folder: Folder, why: str) -> DisposeError
     )
 
 
-def move_into(root: bytes, path: bytes, target_directory: bytes, *, delivery: Delivery, beat: Beat = _no_beat) -> bytes:
+def _move_into(root: bytes, path: bytes, target_directory: bytes, delivery: Delivery, beat: Beat) -> Move[bytes]:
     """Move `path` below `root` into a directory of ours under a free name; return its new absolute path.
 
     Empty where it is no longer the version that was delivered, which then stays. Atomic; on another file system it
@@ -166,13 +235,12 @@ def move_into(root: bytes, path: bytes, target_directory: bytes, *, delivery: De
             return b""
         try:
             reached("during_archive_rename")
-            target = _place(hidden, directory, target_directory, name, delivery=delivery, beat=beat)
+            target = yield from _place(hidden, directory, target_directory, name, delivery=delivery, beat=beat)
         except OSError:
             with suppress(OSError):  # the first trouble is the one to tell
                 _put_back(directory, hidden, name)
             raise
-        sync_directory(target_directory)
-        os.fsync(directory)
+        yield directory
     return target
 
 
@@ -198,21 +266,23 @@ def _drop_other_name(directory: int, delivery: Delivery) -> None:
 
 def _place(
     hidden: bytes, source: int, target_directory: bytes, name: bytes, *, delivery: Delivery, beat: Beat
-) -> bytes:
-    """Move a hidden file below a free name of the target directory, and return that."""
+) -> Move[bytes]:
+    """Move a hidden file below a free name of the target directory, and return that, once it is on the disk."""
     try:
         target = _link_free(hidden, source, target_directory, name)
     except OSError as error:
         if error.errno in _NO_LINKS:
             target = _reserve(target_directory, name)
-            return _rename_over(hidden, source, target)
+            _rename_over(hidden, source, target)
+            yield target_directory
+            return target
         if error.errno != errno.EXDEV:
             raise
         target = _copy(hidden, source, target_directory, name, delivery=delivery, beat=beat)
-        sync_directory(target_directory)
+        sync_directory(target_directory)  # at once: a crash may leave a second copy, but of one file only
         reached("between_copy_and_unlink")
     else:
-        sync_directory(target_directory)
+        yield target_directory
     os.unlink(hidden, dir_fd=source)
     return target
 
@@ -230,13 +300,12 @@ def _link_free(hidden: bytes, source: int | None, directory: bytes, name: bytes)
     raise AssertionError("names never end")
 
 
-def _rename_over(hidden: bytes, source: int, target: bytes) -> bytes:
+def _rename_over(hidden: bytes, source: int, target: bytes) -> None:
     try:
         os.rename(hidden, target, src_dir_fd=source)
     except BaseException:
         os.unlink(target)
         raise
-    return target
 
 
 def _reserve(directory: bytes, name: bytes) -> bytes:
@@ -338,7 +407,7 @@ def quarantine(delivery: Delivery, folder: Folder, *, facts: dict[str, Any], bea
             _link_aside(delivery, folder)
             _write_json(_error_file(_linked(delivery, folder)), facts)
             return b""
-        target = move_into(folder.root, delivery.path, directory, delivery=delivery, beat=beat)
+        target = _alone(_move_into(folder.root, delivery.path, directory, delivery, beat))
         if target:
             _write_json(_error_file(target), facts)
     except SourceVanished:

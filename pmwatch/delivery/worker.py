@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pmwatch.delivery.body import Source
-from pmwatch.delivery.dispose import clear_quarantine, dispose, quarantine, source_of
+from pmwatch.delivery.dispose import clear_quarantine, dispose_all, quarantine, source_of
 from pmwatch.delivery.gates import Gates
 from pmwatch.delivery.guards import guard, guard_content, model_text
 from pmwatch.delivery.limits import Limits
@@ -42,7 +42,7 @@ from pmwatch.errors import (
 from pmwatch.failpoints import reached
 from pmwatch.files import is_away
 from pmwatch.ledger import Arrived, Decided, Disposed, Ledger, StaleClaim, Verdict
-from pmwatch.model import AfterUpload, Dedup, Delivery, Destination, Folder, Order, State, Target
+from pmwatch.model import AfterUpload, Dedup, Delivery, Destination, Folder, Order, Outcome, State, Target
 from pmwatch.processmind import Receipt, url_expiry, url_host
 
 _URL_MARGIN_SECONDS: Final = 60.0
@@ -503,7 +503,7 @@ class Uploader:
                     etag_verified=one.verified,
                 )
             )
-        self._dispose_after([(one.attempt.delivery, one.attempt.folder) for one in sent])
+        self._dispose_after([(_uploaded(one), one.attempt.folder) for one in sent])
 
     def _not_needed(self, run: _Run, attempt: _Attempt) -> bool:
         """End a delivery whose content went before, or wait for the equal one under way; tell whether to go on."""
@@ -525,15 +525,16 @@ class Uploader:
                     older_version=decided.older,
                 )
             )
-            self._dispose_after([(delivery, folder)])
+            told = replace(delivery, state=State.UPLOADED, outcome=Outcome.DUPLICATE, sha256=attempt.sha256)
+            self._dispose_after([(told, folder)])
         run.over(delivery)
         return decided.verdict is not Verdict.WAIT
 
     def _dispose_after(self, ended: list[tuple[Delivery, Folder]]) -> None:
         """Dispose of sources that need it, now that the ledger says that their content is safe."""
-        folders = {delivery.id: folder for delivery, folder in ended if _moves(folder)}
-        if folders:
-            self._dispose([(uploaded, folders[uploaded.id]) for uploaded in self._ledger.get_all(list(folders))])
+        moving = [(delivery, folder) for delivery, folder in ended if _moves(folder)]
+        if moving:
+            self._dispose(moving)
 
     def _dispose_one(self) -> bool:
         delivery = self._ledger.claim_disposal(now=self._now())
@@ -551,30 +552,34 @@ class Uploader:
         with self._lock:
             mine = [(delivery, folder) for delivery, folder in uploaded if delivery.id not in self._disposing]
             self._disposing.update(delivery.id for delivery, _ in mine)
+        if not mine:
+            return
+        looks: list[Delivery] = []
         try:
-            gone = [one for delivery, folder in mine if (one := self._dispose_alone(delivery, folder)) is not None]
-            if not gone:
-                return
-            self._ledger.disposed([one for one, _ in gone])
-            for ended, stays in gone:
+            gone: list[Disposed] = []
+            for (delivery, folder), end in zip(mine, dispose_all(mine, beat=self._beat), strict=True):
+                if isinstance(end, DisposeError):
+                    self._dispose_later(delivery, end)
+                    continue
+                location, stays = end
+                newer = stays and _moves(folder)  # a newer version stands there: it is news, whatever its bytes
+                gone.append(Disposed(delivery, location, kept=stays and not newer, at=self._now()))
+                if newer:
+                    looks.append(delivery)
+            if gone:
+                self._ledger.disposed(gone)
+            for ended in gone:
                 self._report(Report("disposed", ended.delivery, location=ended.location))
-                if stays:
-                    self._look_again(ended.delivery.folder, ended.delivery.path)
+            for delivery in looks:
+                self._look_again(delivery.folder, delivery.path)
         finally:
             with self._lock:
                 self._disposing.difference_update(delivery.id for delivery, _ in mine)
 
-    def _dispose_alone(self, delivery: Delivery, folder: Folder) -> tuple[Disposed, bool] | None:
-        """Dispose of one source; tell what became of it, and whether a newer version stands in its place."""
-        try:
-            location, kept = dispose(delivery, folder, beat=self._beat)
-        except DisposeError as error:
-            not_before = self._now() + self._policy.wait(self._now() - delivery.uploaded_at)
-            self._ledger.dispose_later(delivery, reason=error.reason, detail=error.message, not_before=not_before)
-            self._report(_report_of("dispose_failed", delivery, error, not_before))
-            return None
-        stays = _moves(folder) and kept  # a newer version stands there: it is news, whatever its bytes
-        return Disposed(delivery, location, kept=kept and not stays, at=self._now()), stays
+    def _dispose_later(self, delivery: Delivery, error: DisposeError) -> None:
+        not_before = self._now() + self._policy.wait(self._now() - delivery.uploaded_at)
+        self._ledger.dispose_later(delivery, reason=error.reason, detail=error.message, not_before=not_before)
+        self._report(_report_of("dispose_failed", delivery, error, not_before))
 
     # ---- trouble ------------------------------------------------------------------------------------------
 
@@ -729,6 +734,20 @@ def _tenants_of(folder: Folder) -> list[Target]:
 
 def _moves(folder: Folder) -> bool:
     return folder.after_upload is not AfterUpload.KEEP
+
+
+def _uploaded(sent: _Sent) -> Delivery:
+    """Return a delivery as the ledger has it once the storage has confirmed it."""
+    source = sent.attempt.source
+    assert source is not None
+    return replace(
+        sent.attempt.delivery,
+        state=State.UPLOADED,
+        outcome=Outcome.UPLOADED,
+        fingerprint=source.fingerprint,
+        sha256=sent.sha256,
+        uploaded_at=sent.at,
+    )
 
 
 def _detail(sent: _Sent) -> str:

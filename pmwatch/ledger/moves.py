@@ -10,15 +10,20 @@ from sqlalchemy import Connection, Select, insert, select, update
 from pmwatch.ledger.schema import counts, deliveries, lanes
 from pmwatch.ledger.statements import (
     ADD_COUNT,
+    ANY_UNDER_WAY,
+    ANY_UPLOADED,
     BY_ID,
     CURRENT,
     FRESH_VALUES,
+    IDS_SINCE,
     INSERT,
     LANE,
     LAST_SEQ,
     LATEST,
     LATEST_EQUAL,
+    PATHS_THERE,
     RESERVE,
+    RESERVE_NEW,
     RESOLVED,
     SETTLED_VALUES,
     STATE_OF,
@@ -36,6 +41,8 @@ DISPOSAL_LEASE_SECONDS: Final = 60.0
 
 
 UNORDERED_SUFFIX: Final = "~"
+MOST_IN_ONE: Final = 500
+"""How many values stand in one IN (…); SQLite takes 999 variables in its oldest builds."""
 
 
 def lane_of(target: Target, destination: Destination | None, order: Order) -> str:
@@ -51,7 +58,13 @@ def fingerprint_of(row: Row) -> Fingerprint:
 
 def fingerprint_values(look: Fingerprint) -> dict[str, int]:
     """Return the columns of a look."""
-    return {name: getattr(look, name) for name in ("size", "mtime_ns", "ctime_ns", "inode", "device")}
+    return {
+        "size": look.size,
+        "mtime_ns": look.mtime_ns,
+        "ctime_ns": look.ctime_ns,
+        "inode": look.inode,
+        "device": look.device,
+    }
 
 
 def destination_values(destination: Destination | None) -> dict[str, str]:
@@ -131,16 +144,25 @@ def move_one(  # noqa: PLR0917  who, from where, to where: read in this order at
     return True
 
 
-def move_all(c: Connection, moves: Sequence[tuple[Delivery, dict[str, Any]]], source: State, to: State) -> None:
+def move_all(
+    c: Connection,
+    moves: Sequence[tuple[Delivery | Row, dict[str, Any]]],
+    source: State,
+    to: State,
+    *,
+    with_attempt: bool = True,
+) -> None:
     """Move many deliveries from one state to another, each with values for the same columns; all or none."""
     if not moves:
         return
-    statement = move_statement(tuple(sorted(moves[0][1])), with_attempt=True)
-    given = [
-        {f"new_{name}": value for name, value in values.items()}
-        | {"of_id": one.id, "of_state": source, "new_state": to, "of_attempt": one.attempts}
-        for one, values in moves
-    ]
+    names = tuple(sorted(moves[0][1]))
+    statement = move_statement(names, with_attempt=with_attempt)
+    keys = [(f"new_{name}", name) for name in names]
+    given = []
+    for one, values in moves:
+        row = {key: values[name] for key, name in keys}
+        row |= {"of_id": one.id, "of_state": source, "new_state": to}
+        given.append(row | {"of_attempt": one.attempts} if with_attempt else row)
     if c.execute(statement, given).rowcount != len(moves):
         raise StaleClaim(f"delivery {' or '.join(str(one.id) for one, _ in moves)} is no longer {source}")
     if source != to:
@@ -183,7 +205,65 @@ def require_claim(c: Connection, delivery: Delivery) -> None:
     move_claimed(c, delivery, State.UPLOADING, {})
 
 
-def enter_file(c: Connection, file: Settled) -> int:
+def enter_files(c: Connection, files: Sequence[Settled]) -> list[int]:
+    """Enter settled files in this order, each unless it is no news; return the ids of what was queued.
+
+    New paths, which are most, are entered together; each of the others where it stands among them.
+    """
+    entered: list[int] = []
+    fresh: list[Settled] = []
+    taken = _paths_there(c, files)
+    for file in files:
+        key = (file.folder, file.path)
+        if key not in taken and not file.supersedes:
+            fresh.append(file)
+        else:
+            entered += _insert_all(c, fresh)
+            fresh.clear()
+            entered += [id_ for id_ in (_enter_file(c, file),) if id_]
+        taken.add(key)
+    return entered + _insert_all(c, fresh)
+
+
+def _paths_there(c: Connection, files: Sequence[Settled]) -> set[tuple[str, bytes]]:
+    """Return the folder and path of each of these files that has a delivery."""
+    there: set[tuple[str, bytes]] = set()
+    for folder in {file.folder for file in files}:
+        paths = [file.path for file in files if file.folder == folder]
+        for start in range(0, len(paths), MOST_IN_ONE):
+            given = {"of_folder": folder, "paths": paths[start : start + MOST_IN_ONE]}
+            there.update((folder, path) for path in c.execute(PATHS_THERE, given).scalars())
+    return there
+
+
+def _insert_all(c: Connection, files: Sequence[Settled]) -> list[int]:
+    """Enter files that have no delivery yet; return the ids, in this order."""
+    if not files:
+        return []
+    first = _next_seq(c)
+    targets: dict[tuple[Target, Order], dict[str, str]] = {}
+    rows = []
+    for seq, file in enumerate(files, start=first):
+        wanted = file.target, file.order
+        if wanted not in targets:
+            targets[wanted] = target_values(c, *wanted)
+        rows.append(_new_row(file, targets[wanted], seq, previous_id=0))
+    c.execute(INSERT, rows)
+    for (folder, state), number in Counter((row["folder"], row["state"]) for row in rows).items():
+        add_count(c, folder, state, number)
+    return list(c.execute(IDS_SINCE, {"of_seq": first}).scalars())
+
+
+def _new_row(file: Settled, target: dict[str, str], seq: int, *, previous_id: int) -> dict[str, Any]:
+    own = {"folder": file.folder, "path": file.path, "current": 1, "attempts": 0, "previous_id": previous_id}
+    return FRESH_VALUES | _file_values(file, target, seq) | own
+
+
+def _next_seq(c: Connection) -> int:
+    return int(c.execute(LAST_SEQ).scalar() or 0) + 1
+
+
+def _enter_file(c: Connection, file: Settled) -> int:
     """Enter one settled file; return its delivery's id, or 0 where it is no news."""
     row = c.execute(CURRENT, {"of_folder": file.folder, "of_path": file.path}).first()
     if row is None:
@@ -200,9 +280,9 @@ def enter_file(c: Connection, file: Settled) -> int:
     return _insert(c, file, previous_id=row.id)
 
 
-def _file_values(c: Connection, file: Settled) -> dict[str, Any]:
-    seq = int(c.execute(LAST_SEQ).scalar() or 0) + 1
+def _file_values(file: Settled, target: dict[str, str], seq: int) -> dict[str, Any]:
     facts: dict[str, Any] = {
+        "seq": seq,
         "sort_key": _sort_key(file),
         "seen_at": file.seen_at,
         "settled_at": file.settled_at,
@@ -210,7 +290,7 @@ def _file_values(c: Connection, file: Settled) -> dict[str, Any]:
     }
     if file.held:
         facts |= {"state": State.HELD, "reason": file.held, "finished_at": file.settled_at}
-    return target_values(c, file.target, file.order) | fingerprint_values(file.fingerprint) | facts | {"seq": seq}
+    return target | fingerprint_values(file.fingerprint) | facts
 
 
 def _sort_key(file: Settled) -> bytes:
@@ -221,8 +301,8 @@ def _sort_key(file: Settled) -> bytes:
 
 
 def _insert(c: Connection, file: Settled, *, previous_id: int) -> int:
-    values = FRESH_VALUES | _file_values(c, file) | {"attempts": 0, "previous_id": previous_id}
-    result = c.execute(INSERT, {"folder": file.folder, "path": file.path, "current": 1, **values})
+    values = _new_row(file, target_values(c, file.target, file.order), _next_seq(c), previous_id=previous_id)
+    result = c.execute(INSERT, values)
     add_count(c, file.folder, values["state"], 1)
     id_ = int(result.inserted_primary_key[0])  # type: ignore[index]  # always there after an INSERT of one row
     if file.supersedes:
@@ -244,7 +324,7 @@ def _supersede(c: Connection, file: Settled, by: int) -> None:
 
 def _renew(c: Connection, row: Row, file: Settled) -> int:
     """Let a delivery that has not gone yet stand for the new version at its path, at the end of the queue."""
-    values = FRESH_VALUES | _file_values(c, file)
+    values = FRESH_VALUES | _file_values(file, target_values(c, file.target, file.order), _next_seq(c))
     move_one(
         c,
         row.id,
@@ -276,6 +356,35 @@ def verdict_on(c: Connection, delivery: Delivery, sha256: str, policy: Dedup) ->
     return Decided(Verdict.SEND if c.execute(RESERVE, given).rowcount else Verdict.WAIT)
 
 
+def all_new(c: Connection, asked: Sequence[tuple[Delivery, str, Dedup]]) -> list[Decided]:
+    """Reserve the content of a run of which nothing went before or is under way; empty where that is not so.
+
+    What two questions answer for a whole run, `verdict_on` would ask for each delivery.
+    """
+    first = asked[0][0].destination
+    hashes = {sha256 for _, sha256, _ in asked}
+    plain = all(policy is not Dedup.OFF and not delivery.previous_id for delivery, _, policy in asked)
+    one_table = first is not None and all(delivery.destination == first for delivery, _, _ in asked)
+    if not (plain and one_table and len(hashes) == len(asked)):
+        return []
+    assert first is not None
+    table = {"of_tenant": first.tenant_id, "of_table": first.datatable_id}
+    sizes = {delivery.fingerprint.size for delivery, _, _ in asked}
+    marks = [size_mark(size) for size in sizes]
+    if c.execute(ANY_UPLOADED, table | {"sizes": list(sizes), "hashes": list(hashes)}).first() is not None:
+        return []
+    own = [delivery.id for delivery, _, _ in asked]
+    if c.execute(ANY_UNDER_WAY, table | {"marks": [*hashes, *marks], "own": own}).first() is not None:
+        return []
+    reserve = [
+        {"of_id": delivery.id, "of_state": State.UPLOADING, "of_attempt": delivery.attempts, "hash": sha256}
+        for delivery, sha256, _ in asked
+    ]
+    if c.execute(RESERVE_NEW, reserve).rowcount != len(asked):
+        raise StaleClaim(f"delivery {' or '.join(map(str, own))} is no longer {State.UPLOADING}")
+    return [Decided(Verdict.SEND)] * len(asked)
+
+
 def size_mark(size: int) -> str:
     """Return what stands in place of a hash while a file of unknown content is on its way."""
     return f"size {size}"
@@ -294,8 +403,10 @@ def _last_uploaded(c: Connection, delivery: Delivery, sha256: str | None = None)
     return c.execute(LATEST_EQUAL, given | {"of_size": delivery.fingerprint.size, "hash": sha256}).first()
 
 
-def delivery_of(row: Row) -> Delivery:
-    """Return a row as people and the other layers see it."""
+def delivery_of(
+    row: Row, *, state: State | None = None, attempts: int | None = None, claimed_at: float | None = None
+) -> Delivery:
+    """Return a row as people and the other layers see it, or as it is once it was claimed."""
     destination = Destination(row.tenant_id, row.dataset_id, row.datatable_id) if row.datatable_id else None
     return Delivery(
         id=row.id,
@@ -303,7 +414,7 @@ def delivery_of(row: Row) -> Delivery:
         path=row.path,
         target=target_of(row),
         destination=destination,
-        state=State(row.state),
+        state=State(row.state) if state is None else state,
         outcome=row.outcome,
         reason=row.reason,
         detail=row.detail,
@@ -311,12 +422,12 @@ def delivery_of(row: Row) -> Delivery:
         sha256=row.sha256,
         etag=row.etag,
         seq=row.seq,
-        attempts=row.attempts,
+        attempts=row.attempts if attempts is None else attempts,
         recoveries=row.recoveries,
         not_before=row.not_before,
         seen_at=row.seen_at,
         settled_at=row.settled_at,
-        claimed_at=row.claimed_at,
+        claimed_at=row.claimed_at if claimed_at is None else claimed_at,
         first_failed_at=row.first_failed_at,
         uploaded_at=row.uploaded_at,
         finished_at=row.finished_at,

@@ -29,11 +29,6 @@ class Questions(Base):
         row = self._read(lambda c: c.execute(select(deliveries).where(_d.id == id_)).first())
         return delivery_of(row) if row is not None else None
 
-    def get_all(self, ids: Sequence[int]) -> "list[Delivery]":
-        """Return the deliveries of these ids that there are, by id."""
-        query = select(deliveries).where(_d.id.in_(ids)).order_by(_d.id)
-        return [delivery_of(row) for row in self._read(lambda c: c.execute(query).all())]
-
     def list(self, *, states: Iterable[State] = (), folder: str | None = None, limit: int = 100) -> "list[Delivery]":
         """Return the newest deliveries, of some states and of one folder where asked."""
         query = select(deliveries).order_by(_d.seq.desc()).limit(limit)

@@ -161,6 +161,31 @@ RESERVE: Final = (
     )
     .values(inflight_sha256=bindparam("hash"), sha256=bindparam("hash"))
 )
+# The same for a run of which ANY_UPLOADED and ANY_UNDER_WAY find nothing, in the one transaction.
+ANY_UPLOADED: Final = (
+    select(_d.id)
+    .where(
+        _OF_TABLE,
+        _d.size.in_(bindparam("sizes", expanding=True)),
+        _d.sha256.in_(bindparam("hashes", expanding=True)),
+        _d.outcome == Outcome.UPLOADED,
+    )
+    .limit(1)
+)
+ANY_UNDER_WAY: Final = (
+    select(_d.id)
+    .where(
+        _OF_TABLE,
+        _d.inflight_sha256.in_(bindparam("marks", expanding=True)),
+        _d.id.not_in(bindparam("own", expanding=True)),
+    )
+    .limit(1)
+)
+RESERVE_NEW: Final = (
+    update(deliveries)
+    .where(_d.id == bindparam("of_id"), _d.state == bindparam("of_state"), _d.attempts == bindparam("of_attempt"))
+    .values(inflight_sha256=bindparam("hash"), sha256=bindparam("hash"))
+)
 LAST_SIZE: Final = (
     select(_d.size)
     .where(_OF_TABLE, _d.outcome == Outcome.UPLOADED)
@@ -168,6 +193,10 @@ LAST_SIZE: Final = (
     .limit(1)
 )
 LAST_SEQ: Final = select(func.max(_d.seq))
+IDS_SINCE: Final = select(_d.id).where(_d.seq >= bindparam("of_seq")).order_by(_d.seq)
+PATHS_THERE: Final = select(_d.path).where(
+    _d.folder == bindparam("of_folder"), _d.path.in_(bindparam("paths", expanding=True)), _d.current == 1
+)
 INSERT: Final = insert(deliveries)
 TAKE_TURN: Final = (
     update(lanes)

@@ -11,13 +11,15 @@ from pmwatch.failpoints import reached
 from pmwatch.ledger.care import Care
 from pmwatch.ledger.moves import (
     DISPOSAL_LEASE_SECONDS,
+    MOST_IN_ONE,
     UNORDERED_SUFFIX,
     add_count,
+    all_new,
     delivery_of,
     destination_values,
     ending,
     ensure_lane,
-    enter_file,
+    enter_files,
     fingerprint_of,
     fingerprint_values,
     goes_along,
@@ -53,8 +55,6 @@ from pmwatch.ledger.values import Arrived, Decided, Disposed, Known, Verdict
 from pmwatch.model import Dedup, Delivery, Destination, Fingerprint, Order, Outcome, Settled, State, Target
 
 _FOLDER_REMOVED: Final = "folder_removed"
-_CHUNK: Final = 500  # paths in one IN (…); SQLite takes 999 variables in its oldest builds
-
 _d: Final = deliveries.c
 
 MAX_RECOVERIES: Final = 5
@@ -154,8 +154,8 @@ class Ledger(People, Care, Questions):
 
         def work(c: Connection) -> dict[bytes, Known]:
             found = {}
-            for start in range(0, len(paths), _CHUNK):
-                condition = and_(_d.folder == folder, _d.path.in_(paths[start : start + _CHUNK]), _d.current == 1)
+            for start in range(0, len(paths), MOST_IN_ONE):
+                condition = and_(_d.folder == folder, _d.path.in_(paths[start : start + MOST_IN_ONE]), _d.current == 1)
                 for row in c.execute(select(*FINGERPRINT, _d.path, _d.state, _d.kept).where(condition)):
                     found[row.path] = Known(fingerprint_of(row), State(row.state), bool(row.kept))
             return found
@@ -164,7 +164,7 @@ class Ledger(People, Care, Questions):
 
     def enqueue(self, files: Sequence[Settled]) -> list[int]:
         """Enter settled files in this order, each unless it is no news; return the ids of what was queued."""
-        return self._write(lambda c: [id_ for file in files if (id_ := enter_file(c, file))], durable=False)
+        return self._write(lambda c: enter_files(c, files), durable=False)
 
     # ---- delivery ---------------------------------------------------------------------------------------
 
@@ -205,14 +205,10 @@ class Ledger(People, Care, Questions):
                 given = {"of_lane": head.lane, "of_id": head.id, "longest": longest}
                 run += takewhile(lambda row: goes_along(row, head, small, now), c.execute(FOLLOWING, given))
                 run = run if head.ordered else run[: max(1, min(at_most, len(run) // share))]
-            claimed = [
-                replace(delivery_of(row), state=State.UPLOADING, attempts=row.attempts + 1, claimed_at=now)
-                for row in run
-            ]
-            values = [(delivery_of(row), {"attempts": row.attempts + 1, "claimed_at": now}) for row in run]
+            values = [(row, {"attempts": row.attempts + 1, "claimed_at": now}) for row in run]
             move_all(c, values, State.QUEUED, State.UPLOADING)
             c.execute(TAKE_TURN, {"of_lane": head.lane})
-            return claimed
+            return [delivery_of(row, state=State.UPLOADING, attempts=row.attempts + 1, claimed_at=now) for row in run]
 
         return self._write(work, durable=False)
 
@@ -229,6 +225,9 @@ class Ledger(People, Care, Questions):
         """
 
         def work(c: Connection) -> list[Decided]:
+            new = all_new(c, asked)
+            if new:
+                return new
             decided: list[Decided] = []
             for delivery, sha256, policy in asked:
                 one = verdict_on(c, delivery, sha256, policy)
@@ -338,11 +337,18 @@ class Ledger(People, Care, Questions):
         """Sources were archived, deleted or left: the end of these deliveries."""
 
         def work(c: Connection) -> None:
-            for one in gone:
-                values = {"location": one.location, "kept": int(one.kept), "finished_at": one.at, "not_before": 0.0}
-                if one.delivery.outcome == Outcome.UPLOADED:
-                    values |= {"reason": "", "detail": ""}
-                move_one(c, one.delivery.id, one.delivery.folder, State.UPLOADED, State.DONE, values)
+            for uploaded in (True, False):
+                said = {"reason": "", "detail": ""} if uploaded else {}
+                moves = [
+                    (
+                        one.delivery,
+                        {"location": one.location, "kept": int(one.kept), "finished_at": one.at, "not_before": 0.0}
+                        | said,
+                    )
+                    for one in gone
+                    if (one.delivery.outcome == Outcome.UPLOADED) is uploaded
+                ]
+                move_all(c, moves, State.UPLOADED, State.DONE, with_attempt=False)
 
         self._write(work)
 

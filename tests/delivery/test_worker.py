@@ -1009,14 +1009,14 @@ def test_a_disposal_that_outlives_its_lease_is_not_begun_twice(world: World, mon
     calls: list[int] = []
     uploader.resolve_names(world.ledger.unresolved())
 
-    def slow(delivery: Delivery, folder: Folder, **_: Any) -> tuple[bytes, bool]:
-        calls.append(delivery.id)
+    def slow(uploaded: list[tuple[Delivery, Folder]], **_: Any) -> list[tuple[bytes, bool]]:
+        calls.extend(delivery.id for delivery, _ in uploaded)
         if len(calls) == 1:
             world.clock.advance(3600)  # the lease is over long before the copy is
             assert uploader.run_one()  # what another thread would do now
-        return b"/archive/a.csv", False
+        return [(b"/archive/a.csv", False) for _ in uploaded]
 
-    monkeypatch.setattr("pmwatch.delivery.worker.dispose", slow)
+    monkeypatch.setattr("pmwatch.delivery.worker.dispose_all", slow)
     uploader.run_one()
     assert calls == [id_]
     assert (world.get(id_).state, world.get(id_).location) == (State.DONE, b"/archive/a.csv")

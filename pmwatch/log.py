@@ -27,7 +27,9 @@ def redact(text: str) -> str:
     """Return `text` without known API keys, URL queries and S3 signatures."""
     for secret in tuple(_known_secrets):
         text = text.replace(secret, REDACTED)
-    return _SIGNATURE.sub(rf"\1{REDACTED}", _URL_QUERY.sub(rf"\1?{REDACTED}", text))
+    if "?" in text:
+        text = _URL_QUERY.sub(rf"\1?{REDACTED}", text)
+    return _SIGNATURE.sub(rf"\1{REDACTED}", text) if "=" in text else text
 
 
 def redact_value(value: Any) -> Any:

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -524,6 +525,9 @@ class Service:
                     self._names.wake()  # what came since may have no ids yet
                     told = ticket
                 self._work.wait(ticket, self._seconds_to_next())
+        if not self._abort.is_set():
+            with suppress(LedgerError):  # the next start does it
+                self.uploader.dispose_waiting()
         self._pulse.forget(thread)
 
     def _seconds_to_next(self) -> float:

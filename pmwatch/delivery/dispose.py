@@ -227,8 +227,12 @@ def _move_into(root: bytes, path: bytes, target_directory: bytes, delivery: Deli
     _make_directories(target_directory)
     earlier = _moved_before(target_directory, os.path.basename(path), delivery.fingerprint)
     with parent_directory(root, path) as (directory, name):
-        if earlier:
-            _drop_other_name(directory, delivery)
+        if earlier:  # and where a crash or a disk's trouble left it a name here as well, that one goes
+            with suppress(SourceVanished):
+                hidden = _take(directory, name, delivery)
+                if hidden is not None:
+                    os.unlink(hidden, dir_fd=directory)
+                    yield directory
             return earlier
         hidden = _take(directory, name, delivery)
         if hidden is None:
@@ -254,14 +258,6 @@ def _moved_before(directory: bytes, name: bytes, version: Fingerprint) -> bytes:
         if (st.st_dev, st.st_ino) == (version.device, version.inode) and Fingerprint.of(st).same_content_as(version):
             return target
     raise AssertionError("names never end")
-
-
-def _drop_other_name(directory: int, delivery: Delivery) -> None:
-    """Remove the hidden name of a file that a crash met after it got its new name and before it lost this one."""
-    hidden = _hidden_name(delivery)
-    st = _exists(hidden, directory)
-    if st is not None and (st.st_dev, st.st_ino) == (delivery.fingerprint.device, delivery.fingerprint.inode):
-        os.unlink(hidden, dir_fd=directory)
 
 
 def _place(

@@ -48,7 +48,9 @@ from pmwatch.processmind import Receipt, url_expiry, url_host
 _URL_MARGIN_SECONDS: Final = 60.0
 _LONG_UPLOAD_SECONDS: Final = 30.0
 _RUN_FILES: Final = 32
-_LONGEST_UNSAID_SECONDS: Final = 0.02  # how long an arrival may wait to share a commit with the next one
+_LONGEST_UNSAID_SECONDS: Final = 0.25  # how long an arrival may wait to share a commit with the next ones
+_MOST_TO_DISPOSE: Final = 64
+_LONGEST_TO_DISPOSE_SECONDS: Final = 0.5
 _WAIT_FOR_EQUAL_SECONDS: Final = 0.05
 _LEDGER_RETRY_SECONDS: Final = 1.0
 
@@ -157,12 +159,19 @@ class Uploader:
         self._now = now
         self._share = share  # among how many threads what waits is divided
         self._lock = threading.Lock()
-        self._disposing: set[int] = set()
+        self._to_dispose: list[tuple[Delivery, Folder]] = []
+        self._longest_there = 0.0  # since when (monotonic) the first of them waits
+        self._disposing: set[int] = set()  # those, and what some thread is at
 
     # ---- what a thread calls ------------------------------------------------------------------------------
 
     def run_one(self) -> bool:
-        """Work on one run of deliveries, if any may go now; tell whether there was one."""
+        """Work on one run of deliveries, or else on sources to dispose of; tell whether there was anything.
+
+        Sending comes first, for the next file of a lane may go as soon as the one before it is safe.
+        """
+        if self._is_time_to_dispose():
+            self.dispose_waiting()
         tenants = {target.tenant for folder in self._folders().values() for target in _tenants_of(folder)}
         shut = self._gates.shut_for(sorted(tenants))
         at_most = _RUN_FILES if self._gates.all_open else 1  # a probe goes alone
@@ -179,7 +188,7 @@ class Uploader:
 
         claimed = self._limits.claim(claim)
         if not claimed:
-            return self._dispose_one()
+            return self.dispose_waiting() or self._dispose_one()
         reached("after_claim")
         self._claimed()
         run = _Run(claimed)
@@ -531,29 +540,45 @@ class Uploader:
         return decided.verdict is not Verdict.WAIT
 
     def _dispose_after(self, ended: list[tuple[Delivery, Folder]]) -> None:
-        """Dispose of sources that need it, now that the ledger says that their content is safe."""
+        """Note whose sources are to be disposed of, now that the ledger says that their content is safe."""
         moving = [(delivery, folder) for delivery, folder in ended if _moves(folder)]
-        if moving:
-            self._dispose(moving)
+        with self._lock:
+            if moving and not self._to_dispose:
+                self._longest_there = time.monotonic()
+            self._to_dispose += moving
+            self._disposing.update(delivery.id for delivery, _ in moving)
+
+    def _is_time_to_dispose(self) -> bool:
+        """Tell whether enough sources wait to be disposed of, or one for long enough, that sending has to wait."""
+        with self._lock:
+            waited = time.monotonic() - self._longest_there if self._to_dispose else 0.0
+            return len(self._to_dispose) >= _MOST_TO_DISPOSE or waited > _LONGEST_TO_DISPOSE_SECONDS
+
+    def dispose_waiting(self) -> bool:
+        """Dispose of the sources that this process has uploaded and not disposed of; tell whether there were any."""
+        with self._lock:
+            mine, self._to_dispose = self._to_dispose, []
+        if mine:
+            self._dispose(mine)
+        return bool(mine)
 
     def _dispose_one(self) -> bool:
+        """Dispose of a source that a crash, a restart or trouble with its directory has left; tell whether one was."""
         delivery = self._ledger.claim_disposal(now=self._now())
         if delivery is None:
             return False
         folder = self._folders().get(delivery.folder)
         if folder is None:  # its policy is gone: leave the file, the upload is safe
             self._ledger.disposed([Disposed(delivery, delivery.location, kept=True, at=self._now())])
-        else:
-            self._dispose([(delivery, folder)])
+            return True
+        with self._lock:
+            if delivery.id in self._disposing:  # a large copy outlives the ledger's lease
+                return True
+            self._disposing.add(delivery.id)
+        self._dispose([(delivery, folder)])
         return True
 
-    def _dispose(self, uploaded: list[tuple[Delivery, Folder]]) -> None:
-        """Dispose of sources, but for those another thread still is at: a large copy outlives the ledger's lease."""
-        with self._lock:
-            mine = [(delivery, folder) for delivery, folder in uploaded if delivery.id not in self._disposing]
-            self._disposing.update(delivery.id for delivery, _ in mine)
-        if not mine:
-            return
+    def _dispose(self, mine: list[tuple[Delivery, Folder]]) -> None:
         looks: list[Delivery] = []
         try:
             gone: list[Disposed] = []

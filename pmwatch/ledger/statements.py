@@ -95,6 +95,8 @@ FOLLOWING: Final = (
     .order_by(_d.sort_key, _d.seq)
     .limit(bindparam("longest"))
 )
+_some = select(_d.id).where(_d.lane == bindparam("of_lane"), _d.state == State.QUEUED).limit(bindparam("longest"))
+WAITING: Final = select(func.count()).select_from(_some.subquery())
 _in_ordered_lane = and_(lanes.c.lane == _d.lane, lanes.c.ordered == 1)
 _head = deliveries.alias("head")
 _busy = exists().where(_head.c.lane == lanes.c.lane, _head.c.state == State.UPLOADING).correlate(lanes)

@@ -50,6 +50,7 @@ from pmwatch.ledger.statements import (
     TAKE_TURN,
     TARGET,
     UNRESOLVED,
+    WAITING,
 )
 from pmwatch.ledger.values import Arrived, Decided, Disposed, Known, Verdict
 from pmwatch.model import Dedup, Delivery, Destination, Fingerprint, Order, Outcome, Settled, State, Target
@@ -201,10 +202,13 @@ class Ledger(People, Care, Questions):
             head = min(first, key=lambda one: int(one.turn))
             run = [head]
             if at_most > 1 and goes_along(head, head, small, now):
-                longest = at_most - 1 if head.ordered else at_most * share - 1
-                given = {"of_lane": head.lane, "of_id": head.id, "longest": longest}
-                run += takewhile(lambda row: goes_along(row, head, small, now), c.execute(FOLLOWING, given))
-                run = run if head.ordered else run[: max(1, min(at_most, len(run) // share))]
+                more = at_most - 1
+                if not head.ordered:
+                    some = {"of_lane": head.lane, "longest": at_most * share}
+                    more = int(c.execute(WAITING, some).scalar_one()) // share - 1
+                given = {"of_lane": head.lane, "of_id": head.id, "longest": more}
+                if more > 0:
+                    run += takewhile(lambda row: goes_along(row, head, small, now), c.execute(FOLLOWING, given))
             values = [(row, {"attempts": row.attempts + 1, "claimed_at": now}) for row in run]
             move_all(c, values, State.QUEUED, State.UPLOADING)
             c.execute(TAKE_TURN, {"of_lane": head.lane})

@@ -4,6 +4,7 @@ import email.utils
 import os
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,15 +106,11 @@ def _make_punctual(client: httpx.Client) -> None:
             transport._pool._network_backend = _PunctualBackend()  # noqa: SLF001  as above
 
 
-class _NoCookies(httpx.Cookies):
-    """Keeps nothing: one pool serves all tenants, and looking for cookies costs as much as sending a request."""
-
-    def extract_cookies(self, response: httpx.Response) -> None:
-        """Leave them in the answer."""
-
-
 class Http:
-    """A connection pool for the API and the storage. `clock_skew_seconds` is theirs minus ours, by `Date`.
+    """The connections to the API and the storage. `clock_skew_seconds` is theirs minus ours, by `Date`.
+
+    As many requests as threads want go at a time, each over a small pool of its own that the next one takes over: a
+    pool for all would look at every idle connection, twice a request.
 
     `client_cert` is a certificate's file (PEM) and its key's, empty where it is in the same one. Without `proxy` the
     environment's is used (HTTPS_PROXY, NO_PROXY). Raises OSError where a file cannot be read.
@@ -126,7 +123,6 @@ class Http:
         ca_file: str = "",
         client_cert: tuple[str, str] | None = None,
         proxy: str = "",
-        max_connections: int = 128,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.timeouts = timeouts or Timeouts()
@@ -135,20 +131,25 @@ class Http:
         context = ssl.create_default_context(cafile=ca_file or None)
         if client_cert is not None:
             context.load_cert_chain(client_cert[0], client_cert[1] or None)
-        limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-        self._client = httpx.Client(
-            verify=context,
-            limits=limits,
-            follow_redirects=False,
-            proxy=proxy or None,
-            mounts=dict.fromkeys(_LOOPBACK) if proxy else None,
-        )
-        _make_punctual(self._client)
-        self._client._cookies = _NoCookies()  # noqa: SLF001  the public setter makes a plain jar of it
+        self._context = context
+        self._proxy = proxy
+        self._clients: list[httpx.Client] = []
+        self._idle = deque([self._open()])  # here, for it raises where a proxy's address is none
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        for client in self._clients:
+            client.close()
+
+    def _open(self) -> httpx.Client:
+        client = httpx.Client(
+            verify=self._context,
+            proxy=self._proxy or None,
+            mounts=dict.fromkeys(_LOOPBACK) if self._proxy else None,
+        )
+        _make_punctual(client)
+        self._clients.append(client)
+        return client
 
     def build(
         self,
@@ -187,7 +188,13 @@ class Http:
         """
         place = request.url.host
         try:
-            response = self._client.send(request, stream=True)
+            client = self._idle.pop()  # the one used last, whose connections are warm
+        except IndexError:
+            client = self._open()
+        try:
+            # What Client.send would add (cookies, redirects, authentication, hooks) costs as much as a disk write.
+            response = client._transport_for_url(request.url).handle_request(request)  # noqa: SLF001
+            response.request = request
             try:
                 self._read(response)
             finally:
@@ -198,13 +205,17 @@ class Http:
             raise _translate(error, place) from None
         except (httpx.InvalidURL, httpx.StreamError, ssl.SSLError, ValueError) as error:
             raise AnswerLost(f"{place}: {type(error).__name__} while talking to it") from None
+        finally:
+            self._idle.append(client)
         self._note_clock(response)
         return response
 
     def _read(self, response: httpx.Response) -> None:
         """Read the answer's body, as far as any real one is long."""
         content = bytearray()
-        for chunk in response.iter_bytes():
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        # Nothing encoded was asked for; where it comes all the same, httpx decodes it, at some cost.
+        for chunk in response.iter_bytes() if "content-encoding" in response.headers else response.stream:
             content += chunk
             if len(content) > MAX_ANSWER_BYTES:
                 raise ServerFault(f"{response.request.url.host}: the answer is longer than any real one")

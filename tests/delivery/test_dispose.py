@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmwatch.delivery import dispose as module
-from pmwatch.delivery.dispose import dispose, quarantine, source_of
+from pmwatch.delivery.dispose import dispose, dispose_all, quarantine, source_of
 from pmwatch.errors import DisposeError
 from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, State, Target
 from support.folders import make_folder
@@ -359,6 +359,69 @@ def test_two_threads_copying_do_not_mix(drop: Path, tmp_path: Path, other_disk: 
     for thread in threads:
         thread.join()
     assert tree(other_disk / DAY) == contents
+
+
+# ---- many at a time -----------------------------------------------------------------------------------------
+
+
+def drop_many(drop: Path, count: int) -> list[Delivery]:
+    names = [f"{number}.csv" for number in range(count)]
+    for name in names:
+        (drop / name).write_bytes(name.encode())
+    return [delivery_of(drop, name, id=number) for number, name in enumerate(names, start=1)]
+
+
+def count_syncs(monkeypatch: pytest.MonkeyPatch, trouble: Callable[[int], bool] = lambda _: False) -> list[int]:
+    """Note each sync; those that `trouble` chooses by their number, from 1, fail."""
+    seen: list[int] = []
+    fsync = os.fsync
+
+    def noting(fd: int) -> None:
+        seen.append(fd)
+        if trouble(len(seen)):
+            raise OSError(5, "Input/output error")
+        fsync(fd)
+
+    monkeypatch.setattr("os.fsync", noting)
+    return seen
+
+
+@pytest.mark.parametrize(("way", "syncs"), [(archiving, 2), (deleting, 1)], ids=["archive", "delete"])
+def test_many_sources_share_the_syncs_of_their_directories(
+    drop: Path, way: Callable[[Path], Folder], syncs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliveries = drop_many(drop, 20)
+    seen = count_syncs(monkeypatch)
+    ends = dispose_all([(delivery, way(drop)) for delivery in deliveries])
+    assert len(seen) == syncs
+    assert [end for end in ends if not isinstance(end, DisposeError) and end[1]] == []
+    assert sorted(tree(drop).values()) == (sorted(one.path for one in deliveries) if way is archiving else [])
+
+
+def test_nothing_loses_its_old_name_before_its_new_one_is_on_the_disk(
+    drop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliveries = drop_many(drop, 3)
+    count_syncs(monkeypatch, trouble=lambda number: number == 1)
+    ends = dispose_all([(delivery, archiving(drop)) for delivery in deliveries])
+    assert all(isinstance(end, DisposeError) for end in ends)
+    assert {name: data for name, data in tree(drop).items() if "/" not in name} == {
+        f"{number}.csv": b"%d.csv" % number for number in range(3)
+    }
+    monkeypatch.undo()
+    ends = dispose_all([(delivery, archiving(drop)) for delivery in deliveries])
+    assert not any(isinstance(end, DisposeError) for end in ends)
+    assert tree(drop) == {f".pmwatch/archive/{DAY}/{one.path.decode()}": one.path for one in deliveries}
+
+
+def test_trouble_of_one_source_stops_no_other(drop: Path) -> None:
+    one, bad, gone, last = drop_many(drop, 4)
+    bad = replace(bad, path=b"x" * 300 + b"/a.csv")
+    (drop / os.fsdecode(gone.path)).unlink()
+    ends = dispose_all([(delivery, archiving(drop)) for delivery in (one, bad, gone, last)])
+    assert [isinstance(end, DisposeError) for end in ends] == [False, True, False, False]
+    assert ends[2] == (b"", False)
+    assert sorted(tree(drop / ".pmwatch" / "archive" / DAY).values()) == [b"0.csv", b"3.csv"]
 
 
 # ---- trouble ------------------------------------------------------------------------------------------------

@@ -1002,6 +1002,32 @@ def test_a_process_that_died_before_the_disposal_takes_it_up(world: World) -> No
     assert world.puts() == [200]
 
 
+def test_the_next_file_of_a_datatable_is_sent_before_the_one_before_it_is_archived(world: World) -> None:
+    world.folder(after_upload=AfterUpload.ARCHIVE)
+    uploader = world.uploader()
+    first = world.settle("a.csv", b"id\n1\n")
+    uploader.resolve_names(world.ledger.unresolved())
+    assert uploader.run_one()
+    assert (world.get(first).state, (world.drop / "a.csv").exists()) == (State.UPLOADED, True)
+    second = world.settle("b.csv", b"id\n2\n")
+    assert uploader.run_one()
+    assert world.whats() == ["uploaded", "uploaded"]
+    assert uploader.run_one()
+    assert world.whats() == ["uploaded", "uploaded", "disposed", "disposed"]
+    assert [world.get(id_).state for id_ in (first, second)] == [State.DONE, State.DONE]
+    assert not uploader.run_one()
+
+
+def test_an_archive_does_not_wait_for_ever_behind_files_that_go_on_and_on(world: World) -> None:
+    world.folder(after_upload=AfterUpload.ARCHIVE)
+    uploader = world.uploader()
+    for number in range(65):
+        world.settle(f"{number}.csv", b"id\n%d\n" % number)
+        uploader.resolve_names(world.ledger.unresolved())
+        assert uploader.run_one()
+    assert "disposed" in world.whats()
+
+
 def test_a_disposal_that_outlives_its_lease_is_not_begun_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.folder(after_upload=AfterUpload.ARCHIVE)
     id_ = world.settle("a.csv", b"id\n1\n")
@@ -1017,7 +1043,8 @@ def test_a_disposal_that_outlives_its_lease_is_not_begun_twice(world: World, mon
         return [(b"/archive/a.csv", False) for _ in uploaded]
 
     monkeypatch.setattr("pmwatch.delivery.worker.dispose_all", slow)
-    uploader.run_one()
+    assert uploader.run_one()  # sends
+    assert uploader.run_one()  # disposes of it
     assert calls == [id_]
     assert (world.get(id_).state, world.get(id_).location) == (State.DONE, b"/archive/a.csv")
 

@@ -150,3 +150,21 @@ def test_what_is_under_way_elsewhere_ends_a_run(ledger: Ledger) -> None:
     ledger.enqueue([settled("a.csv", order=Order.NONE)])
     ledger.decide([(claimed(ledger), sha("A"), Dedup.CONTENT)])
     assert decide(ledger, "AB", Dedup.CONTENT) == [Decided(Verdict.WAIT)]
+
+
+def test_a_run_of_new_content_is_reserved_as_a_whole_or_not_at_all(ledger: Ledger) -> None:
+    fill(ledger, 1, 2, 3)
+    taken = run(ledger)
+    back(ledger, taken[1])
+    with pytest.raises(StaleClaim):
+        ledger.decide([(one, sha(str(one.id)), Dedup.CONTENT) for one in taken])
+    assert ledger.decide([(taken[0], sha("other"), Dedup.CONTENT)]) == [Decided(Verdict.SEND)]
+
+
+def test_a_run_waits_for_content_that_another_thread_has_under_way(ledger: Ledger) -> None:
+    fill(ledger, 1, 2, order=Order.NONE)
+    (first,) = run(ledger, at_most=1)
+    (second,) = run(ledger, at_most=1)
+    assert ledger.decide([(first, sha("A"), Dedup.CONTENT)]) == [Decided(Verdict.SEND)]
+    assert ledger.decide([(second, sha("A"), Dedup.CONTENT)]) == [Decided(Verdict.WAIT)]
+    assert ledger.decide([(second, sha("B"), Dedup.CONTENT)]) == [Decided(Verdict.SEND)]

@@ -44,6 +44,37 @@ def test_files_are_queued_in_the_order_in_which_they_settled(ledger: Ledger) -> 
     assert [current(ledger, id_).path for id_ in ids] == [b"b", b"a", b"c"]
 
 
+def test_new_paths_among_known_and_repeated_ones_keep_the_order_in_which_they_settled(ledger: Ledger) -> None:
+    sent(ledger, "known", "A")
+    waiting = drop(ledger, "waiting")
+    files = [
+        settled("a"),
+        settled("known", look(2)),
+        settled("b"),
+        settled("waiting", look(2)),
+        settled("a", look(3)),
+        settled("a", look(3)),
+        settled("other", folder="invoices"),
+        settled("old", held="backlog"),
+    ]
+    ids = ledger.enqueue(files)
+    rows = [current(ledger, id_) for id_ in dict.fromkeys(ids)]
+    assert [(row.path, row.state) for row in sorted(rows, key=lambda row: row.seq)] == [
+        (b"known", State.QUEUED),
+        (b"b", State.QUEUED),
+        (b"waiting", State.QUEUED),
+        (b"a", State.QUEUED),
+        (b"other", State.QUEUED),
+        (b"old", State.HELD),
+    ]
+    assert waiting in ids
+    assert len({row.seq for row in rows}) == len(rows)
+    counts = ledger.counts()
+    assert (counts["orders", "queued"], counts["invoices", "queued"], counts["orders", "held"]) == (4, 1, 1)
+    ledger.enqueue([settled(f"{number:04}") for number in range(1100)])  # more than one question may name
+    assert ledger.enqueue([settled(f"{number:04}") for number in range(1101)]) == [current(ledger, ids[-1]).id + 1101]
+
+
 @pytest.mark.parametrize("changed", [look(ctime_ns=9), look(inode=9), look(device=9)])
 def test_chown_a_hard_link_or_a_remount_is_no_news(changed: Any, ledger: Ledger) -> None:
     drop(ledger, "a.csv")

@@ -39,7 +39,7 @@ class Reporter:
         self,
         metrics: Metrics,
         *,
-        settled: Callable[[], None],
+        settled: Callable[[int], None],
         wake: Callable[[], None],
         on_report: Callable[[Report], None],
     ) -> None:
@@ -49,7 +49,7 @@ class Reporter:
         self._settled = settled
         self._wake = wake
         self._on_report = on_report
-        self._log = structlog.get_logger()
+        self._log = structlog.get_logger().bind()  # put together once, not at every line
 
     def put_started(self, delivery: Delivery) -> None:
         """Note that a PUT begins (from an uploader)."""
@@ -131,9 +131,9 @@ class Reporter:
             self._log.error("folder down", folder=folder, error=problem.message, hint=problem.hint)
 
     def settled(self, folder: str, count: int) -> None:
-        """Wake an uploader (from an intake)."""
+        """Wake as many uploaders as there may be work for (from an intake)."""
         self._log.debug("settled", folder=folder, files=count)
-        self._settled()
+        self._settled(count)
 
     def scanned(self, folder: str, seconds: float, *, files: int, missed: int) -> None:
         """Count a scan, and what only it found (from an intake)."""

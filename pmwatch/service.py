@@ -151,7 +151,7 @@ class Service:
         self._stop_skips_grace = False
         self._web: WebServer | None = None
         self.metrics = Metrics(version=__version__)
-        self._reporter = Reporter(self.metrics, settled=self._work.wake_one, wake=self._wake_all, on_report=on_report)
+        self._reporter = Reporter(self.metrics, settled=self._work.wake_some, wake=self._wake_all, on_report=on_report)
         self._started_at = time.time()
 
     # ---- life -----------------------------------------------------------------------------------------------
@@ -263,7 +263,6 @@ class Service:
             report=self._reported,
             look_again=self._look_again,
             started=self._reporter.put_started,
-            claimed=self._work.wake_one,
             abort=self._abort,
             beat=lambda: self._pulse.beat(threading.current_thread().name),
             share=self._settings.delivery.max_parallel,

@@ -26,11 +26,11 @@ class Wakeup:
             self._count += 1
             self._condition.notify_all()
 
-    def wake_one(self) -> None:
-        """Wake one of those who wait: who finds work wakes the next."""
+    def wake_some(self, most: int) -> None:
+        """Wake at most so many of those who wait: there is work for no more."""
         with self._condition:
             self._count += 1
-            self._condition.notify()
+            self._condition.notify(most)
 
     def wait(self, ticket: int, timeout: float) -> None:
         """Sleep until the next `wake`, at most `timeout` seconds."""

@@ -135,7 +135,6 @@ class Uploader:
         report: Callable[[Report], None],
         look_again: Callable[[str, bytes], None],
         started: Callable[[Delivery], None] = lambda _: None,
-        claimed: Callable[[], None] = lambda: None,
         abort: threading.Event,
         beat: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
@@ -153,7 +152,6 @@ class Uploader:
         self._report = report
         self._look_again = look_again
         self._started = started
-        self._claimed = claimed
         self._abort = abort
         self._beat = beat
         self._now = now
@@ -190,7 +188,6 @@ class Uploader:
         if not claimed:
             return self.dispose_waiting() or self._dispose_one()
         reached("after_claim")
-        self._claimed()
         run = _Run(claimed)
         try:
             if self._gates.enter(claimed[0].target.tenant):

@@ -21,6 +21,7 @@ from pmwatch.ledger.statements import (
     LAST_SEQ,
     LATEST,
     LATEST_EQUAL,
+    MOVE_COUNT,
     PATHS_THERE,
     RESERVE,
     RESERVE_NEW,
@@ -116,6 +117,13 @@ def lane_is_ordered(id_: int) -> Select[Any]:
     return select(lanes.c.ordered).where(lanes.c.lane == lane_of_id(id_))
 
 
+def move_count(c: Connection, folder: str, source: str, to: str, number: int) -> None:
+    """Change the counts of a folder for deliveries that went from one state to another."""
+    given = {"of_folder": folder, "of_state": source, "to_state": to, "by": number}
+    if c.execute(MOVE_COUNT, given).rowcount != 2:  # the second is new: count it alone
+        add_count(c, folder, to, number)
+
+
 def add_count(c: Connection, folder: str, state: str, by: int) -> None:
     """Change how many deliveries of a folder are in a state."""
     if c.execute(ADD_COUNT, {"of_folder": folder, "of_state": state, "by": by}).rowcount == 0:
@@ -139,8 +147,7 @@ def move_one(  # noqa: PLR0917  who, from where, to where: read in this order at
     if c.execute(statement, given).rowcount != 1:
         raise StaleClaim(f"delivery {id_} is no longer {source}")
     if source != to:
-        add_count(c, folder, source, -1)
-        add_count(c, folder, to, 1)
+        move_count(c, folder, source, to, 1)
     return True
 
 
@@ -167,8 +174,7 @@ def move_all(
         raise StaleClaim(f"delivery {' or '.join(str(one.id) for one, _ in moves)} is no longer {source}")
     if source != to:
         for folder, number in Counter(one.folder for one, _ in moves).items():
-            add_count(c, folder, source, -number)
-            add_count(c, folder, to, number)
+            move_count(c, folder, source, to, number)
 
 
 def move_all_claimed(c: Connection, moves: Sequence[tuple[Delivery, dict[str, Any]]], to: State) -> None:
@@ -248,9 +254,11 @@ def _insert_all(c: Connection, files: Sequence[Settled]) -> list[int]:
         if wanted not in targets:
             targets[wanted] = target_values(c, *wanted)
         rows.append(_new_row(file, targets[wanted], seq, previous_id=0))
-    c.execute(INSERT, rows)
+    result = c.execute(INSERT, rows)
     for (folder, state), number in Counter((row["folder"], row["state"]) for row in rows).items():
         add_count(c, folder, state, number)
+    if len(rows) == 1:
+        return [int(result.inserted_primary_key[0])]  # type: ignore[index]  # always there after an INSERT of one row
     return list(c.execute(IDS_SINCE, {"of_seq": first}).scalars())
 
 

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import Select, Update, and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import Select, Update, and_, bindparam, case, exists, func, insert, select, update
 
 from pmwatch.ledger.schema import counts, deliveries, destinations, lanes
 from pmwatch.model import Outcome, State
@@ -210,5 +210,14 @@ ADD_COUNT: Final = (
     update(counts)
     .where(counts.c.folder == bindparam("of_folder"), counts.c.state == bindparam("of_state"))
     .values(n=counts.c.n + bindparam("by"))
+)
+# One that has no row in `to_state` yet changes only where it comes from.
+MOVE_COUNT: Final = (
+    update(counts)
+    .where(
+        counts.c.folder == bindparam("of_folder"),
+        counts.c.state.in_((bindparam("of_state"), bindparam("to_state"))),
+    )
+    .values(n=counts.c.n + case((counts.c.state == bindparam("of_state"), -bindparam("by")), else_=bindparam("by")))
 )
 RESOLVED: Final = select(destinations).where(*(destinations.c[name] == bindparam(name) for name in TARGET))

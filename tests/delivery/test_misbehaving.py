@@ -175,7 +175,7 @@ class World:
         self.tenants = {"acme": Tenant("acme", "tenant-1", api_key_file=str(key_file))}
         self.folder = make_folder(self.base / "drop")
         self.metrics = Metrics(version="test")
-        self.reporter = Reporter(self.metrics, settled=lambda: None, wake=lambda: None, on_report=self.reports.append)
+        self.reporter = Reporter(self.metrics, settled=lambda _: None, wake=lambda: None, on_report=self.reports.append)
         self.policy = RetryPolicy(first=1.0, longest=60.0, give_up_after=1e6)
         self.gates = Gates(self.policy, now=self.clock, changed=self.reporter.gate_changed)
 

@@ -60,14 +60,14 @@ def test_one_of_those_who_wait_is_woken_and_wakes_the_next() -> None:
         wakeup.wait(ticket, threading.TIMEOUT_MAX)
         woken.release()
         assert go_on.acquire(timeout=PATIENCE_SECONDS)
-        wakeup.wake_one()
+        wakeup.wake_some(1)
 
     threads = [threading.Thread(target=sleeper, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     while len(wakeup._condition._waiters) < 3:  # type: ignore[attr-defined]
         threading.Event().wait(0.001)
-    wakeup.wake_one()
+    wakeup.wake_some(1)
     for left in (2, 1, 0):
         assert woken.acquire(timeout=PATIENCE_SECONDS)
         assert not woken.acquire(blocking=False)

@@ -67,6 +67,7 @@ def rebuild(
         ledger = Ledger.open(building)
         try:
             ledger.check()
+            ledger.drop_left_by_hand()
             result.restored = ledger.hold_unsure() if backup is not None else 0
             for folder in folders:
                 result.archived += _record(ledger, _archived(folder, progress))

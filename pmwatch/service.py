@@ -40,6 +40,7 @@ from pmwatch.ledger import Ledger, StateLock
 from pmwatch.log import register_secret
 from pmwatch.metrics import Metrics
 from pmwatch.model import (
+    BY_HAND,
     PENDING,
     Folder,
     Order,
@@ -202,6 +203,7 @@ class Service:
         if 0 < self.ledger.version_found < LEDGER_VERSION:
             self._log.info("ledger upgraded", from_version=self.ledger.version_found, to_version=LEDGER_VERSION)
         recovered = self.ledger.recover()
+        self.ledger.drop_left_by_hand()
         self.ledger.forget_destinations()
         if recovered:
             self._log.warning("recovered", deliveries=recovered, why="the process before this one ended in the middle")
@@ -420,7 +422,7 @@ class Service:
             return ExitCode.FAILURE
         if self._mode is Mode.FOREVER or self._drain_until == 0:
             return ExitCode.OK
-        left = self.ledger.list(states=PENDING, limit=100)
+        left = [one for one in self.ledger.list(states=PENDING, limit=100) if one.folder != BY_HAND]
         down = [running.intake.folder.name for running in self._intakes.values() if not running.intake.reachable]
         settling = [display(c.path) for running in self._intakes.values() for c in running.intake.unsettled()]
         for delivery in left:
@@ -597,11 +599,12 @@ class Service:
                     self._log.error("ledger trouble", thread="audit", error=error.message, hint=error.hint)
 
     def _care_now_and_then(self) -> None:
-        """Every minute say what is blocked for long, every hour clear archives and forget what is old."""
+        """Every minute tidy up and say what is blocked for long, every hour clear archives and forget what is old."""
         next_clearing = time.monotonic() + _CARE_SECONDS
         said: dict[int, float] = {}
         while not self._no_more_claims.wait(_BLOCKED_CHECK_SECONDS):
             try:
+                self.ledger.drop_left_by_hand()
                 said = self._say_what_is_blocked(said, now=time.time())
                 if time.monotonic() >= next_clearing:
                     next_clearing = time.monotonic() + _CARE_SECONDS

@@ -50,7 +50,7 @@ from pmwatch.ledger.statements import (
     UNRESOLVED,
 )
 from pmwatch.ledger.values import Arrived, Decided, Disposed, Known, Verdict
-from pmwatch.model import Dedup, Delivery, Destination, Fingerprint, Order, Outcome, Settled, State, Target
+from pmwatch.model import BY_HAND, Dedup, Delivery, Destination, Fingerprint, Order, Outcome, Settled, State, Target
 
 _FOLDER_REMOVED: Final = "folder_removed"
 _CHUNK: Final = 500  # paths in one IN (…); SQLite takes 999 variables in its oldest builds
@@ -80,7 +80,7 @@ class Ledger(People, Care, Questions):
 
         def work(c: Connection) -> int:
             c.execute(update(deliveries).where(_d.state == State.UPLOADED).values(not_before=0.0))
-            rows = c.execute(select(deliveries).where(_d.state == State.UPLOADING)).all()
+            rows = c.execute(select(deliveries).where(_d.state == State.UPLOADING, _d.folder != BY_HAND)).all()
             for row in rows:
                 reached("during_recovery")
                 tries = row.recoveries + 1

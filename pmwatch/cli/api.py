@@ -20,7 +20,7 @@ from pmwatch.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, console
 from pmwatch.config import Settings
 from pmwatch.errors import ConfigError, DestinationUnknown, PmwatchError
 from pmwatch.formats import Broken, read_model
-from pmwatch.model import Tenant
+from pmwatch.model import Tenant, display
 from pmwatch.processmind.client import DEFAULT_BASE_URL, Client, Fields
 from pmwatch.processmind.keys import KeyRing
 from pmwatch.processmind.models import Success
@@ -300,7 +300,7 @@ def read_bpmn(path: str) -> str:
 
 
 def _show_ids(answer: Any) -> None:
-    ids = [str(getattr(one, "id", "")) for one in (answer if isinstance(answer, list) else [answer])]
+    ids = [_cell(str(getattr(one, "id", ""))) for one in (answer if isinstance(answer, list) else [answer])]
     console().print("\n".join(id_ for id_ in ids if id_), soft_wrap=True)  # at once: "| head -n 1" may not break it
 
 
@@ -336,11 +336,7 @@ def _show_rows(out: Console, rows: list[dict[str, Any]]) -> None:
         return
     names = [name for name in _names(rows) if not all(_is_deep(row.get(name)) for row in rows)]
     longest = {name: max(cell_len(text) for text in (name, *(_cell(row.get(name)) for row in rows))) for name in names}
-    shown = names
-    if out.is_terminal:
-        shown = _fitting(names, longest, out.width)
-    else:
-        out.width = sum(longest.values()) + 3 * len(names) + 1
+    shown = _fitting(names, longest, out.width)
     table = Table()
     for name in shown:
         table.add_column(name, no_wrap=_is_rigid(name, longest[name]))
@@ -393,7 +389,7 @@ def _cell(value: Any) -> str:
     if _is_reference(value):
         return str(value["id"])
     if isinstance(value, str):
-        return value
+        return display(value.encode("utf-8", "surrogatepass"))  # somebody else's text may do nothing to a terminal
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 

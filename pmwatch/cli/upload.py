@@ -361,7 +361,7 @@ def _ledger(stack: ExitStack, settings: Settings | None) -> Ledger | None:
         return None
     try:
         os.stat(os.path.join(settings.state.dir, "ledger.db"))
-        ledger = Ledger.open(settings.state.dir, older_too=False)
+        return stack.enter_context(Ledger.open(settings.state.dir, older_too=False))
     except FileNotFoundError:
         return None
     except (OSError, LedgerError) as error:
@@ -371,8 +371,6 @@ def _ledger(stack: ExitStack, settings: Settings | None) -> Ledger | None:
             "what has gone before is not known, and what goes now is not recorded\n"
         )
         return None
-    stack.callback(ledger.close)
-    return ledger
 
 
 def _send_all(sender: _Sender, jobs: Sequence[_Job], *, parallel: int, quiet: bool) -> list[_Sent]:

@@ -21,7 +21,7 @@ from pmwatch.config import Settings
 from pmwatch.errors import ConfigError, DestinationUnknown, PmwatchError
 from pmwatch.formats import Broken, read_model
 from pmwatch.model import Tenant, display
-from pmwatch.processmind.client import DEFAULT_BASE_URL, Client, Fields
+from pmwatch.processmind.client import DEFAULT_BASE_URL, Client, Fields, path_of
 from pmwatch.processmind.keys import KeyRing
 from pmwatch.processmind.models import Success
 
@@ -161,7 +161,7 @@ class _Recorder(Client):
     ) -> Any:
         if method == "GET":  # how it is now, where only a part is to change
             return super()._call(shape, method, path, query=query, body=body)
-        raise _DryRun({"method": method, "path": "/" + "/".join(path), "query": query or {}, "body": body})
+        raise _DryRun({"method": method, "path": path_of(path), "query": query or {}, "body": body})
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +175,15 @@ class Access:
 
 
 def access_of(config: str | None, tenant: str | None) -> Access:
-    """Return whom to ask and with which key: of the configuration, or of the environment for any tenant by id."""
+    """Return whom to ask and with which key: of the configuration, or of the environment for any tenant by id.
+
+    A tenant of a configuration that is named is that one's; else the environment's key comes before the default file.
+    """
     key, url = os.environ.get(KEY_VARIABLE, ""), os.environ.get(URL_VARIABLE, "")
     if key and tenant:
-        return Access(tenant, key, url or DEFAULT_BASE_URL)
+        known = settings_of(config).tenants if config else []
+        if all(tenant not in (one.name, one.id) for one in known):
+            return Access(tenant, key, url or DEFAULT_BASE_URL)
     if key and config is None and not os.path.exists(DEFAULT_CONFIG):
         raise typer.BadParameter(
             f"{KEY_VARIABLE} is set, but no tenant is named: give its id with --tenant, or in {TENANT_VARIABLE}"
@@ -393,7 +398,13 @@ def _cell(value: Any) -> str:
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-api = typer.Typer(no_args_is_help=True, help="Every operation of ProcessMind's API, from the shell.")
+api = typer.Typer(
+    no_args_is_help=True,
+    help="Every operation of ProcessMind's API, from the shell.\n\n"
+    "The tenant is one of the configuration, and the only one where it has one; or any by its id, whose key is in "
+    f"{KEY_VARIABLE} (and the address of another server than the vendor's in {URL_VARIABLE}).",
+    epilog="For example: pmwatch api datatable list --tenant acme",
+)
 app.add_typer(api, name="api")
 for _group, _verbs in COMMANDS.items():
     _typer = typer.Typer(no_args_is_help=True, help=_GROUPS[_group])

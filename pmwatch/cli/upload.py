@@ -92,8 +92,10 @@ def upload(
     Exit codes: 0 all arrived or had before, 1 one did not, 2 wrong usage, 78 wrong configuration, 130 interrupted.
     """
     tenant, _, datatable = to.partition("/")
-    if bool(datatable) is (process is not None):
+    if not tenant or bool(datatable) is (process is not None):
         raise typer.BadParameter("--to is TENANT/DATASET/DATATABLE, or with --process the tenant alone")
+    if "" in (*files, process):
+        raise typer.BadParameter("FILE and --process may not be empty; is a variable of the shell unset?")
     _check_standard_input(files, name)
     access = access_of(config, tenant)
     with ExitStack() as stack:
@@ -221,7 +223,7 @@ class _Table:
         kind = os.path.splitext(job.name)[1].lower()
         if kind.removeprefix(".") not in READABLE_TYPES:
             raise Refused(
-                f"ProcessMind does not read {kind or 'such'} files",
+                f"ProcessMind does not read {f'{kind} files' if kind else 'files without an ending'}",
                 reason="unsupported_type",
                 hint=f"It reads {', '.join(READABLE_TYPES)}. A BPMN model goes with --process; --force sends any file.",
             )

@@ -159,6 +159,9 @@ def test_what_cannot_go_is_named_with_a_hint_and_the_rest_goes(tmp_path: Path, s
         (["-", "--name", "../a.csv", "--to", "acme/x"], "without directories"),
         (["-", "-", "--name", "a.csv", "--to", "acme/x"], "once"),
         (["a.bpmn", "--to", "acme/x", "--process", "p"], "tenant alone"),
+        (["a.bpmn", "--to", "acme", "--process", ""], "may not be empty"),
+        (["", "--to", "acme/x"], "may not be empty"),
+        (["a.csv", "--to", "/x/y"], "TENANT/DATASET/DATATABLE"),
     ],
 )
 def test_wrong_usage_exits_2(sandbox: SandboxServer, words: list[str], said: str) -> None:

@@ -29,7 +29,7 @@ from pmwatch.delivery.remote import ProcessMindRemote, Remote
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.delivery.rows import RowCounts
 from pmwatch.delivery.worker import Report, Uploader
-from pmwatch.errors import ConfigError, ExitCode, Interrupted, LedgerError, PmwatchError
+from pmwatch.errors import ConfigError, DestinationUnknown, ExitCode, Interrupted, LedgerError, PmwatchError
 from pmwatch.explain import freeing, history
 from pmwatch.intake.evidence import quietens_leases
 from pmwatch.intake.folder import FolderIntake
@@ -572,7 +572,10 @@ class Service:
             waiting, may_create=lambda target: target in with_files and self._may_create(target)
         )
         troubles = {target: error for target, error in fared.items() if error is not None}
-        self._unchecked -= {target for target, error in fared.items() if error is None}
+        for target in [one for one in troubles if one not in with_files and self._is_to_come(one, troubles[one])]:
+            del troubles[target]  # no trouble, and asked for again with its first file
+            self._log.info("destination will be created with its first file", target=str(target))
+        self._unchecked -= fared.keys() - troubles.keys()
         for target, error in troubles.items():
             if target not in self._unresolved:
                 self._log.error("destination unknown", target=str(target), error=error.message, hint=error.hint)
@@ -580,6 +583,9 @@ class Service:
         if fared:
             self._work.wake()
         return now + _RESOLVE_SECONDS
+
+    def _is_to_come(self, target: Target, error: PmwatchError) -> bool:
+        return isinstance(error, DestinationUnknown) and self._may_create(target)
 
     def _may_create(self, target: Target) -> bool:
         """Tell whether a folder whose files go to this target wants what is missing to be created."""

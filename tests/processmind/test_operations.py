@@ -16,6 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from pmwatch import Client
@@ -27,6 +29,7 @@ from pmwatch.errors import (
     PmwatchError,
     Refused,
     Rejected,
+    RemoteError,
     ServerFault,
     SourceChanged,
 )
@@ -333,6 +336,36 @@ def test_an_id_never_changes_the_path(id_: str) -> None:
         [asked] = server.requests
     assert re.fullmatch(r"/tenant/t/processes/[^/?#]+/mappings/[^/?#]+", asked.target)
     assert "/../" not in asked.target
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([2**63, -(10**400), float("inf"), float("nan"), "\ud800"])
+    | st.text(),
+    lambda below: st.lists(below) | st.dictionaries(st.sampled_from(["id", "rowCount", "message", "data"]), below),
+    max_leaves=20,
+)
+
+
+@given(
+    said=JSON, cut=st.floats(0, 1), status=st.sampled_from([200, 200, 200, 404, 500]), row=st.sampled_from(OPERATIONS)
+)
+def test_no_answer_whatever_is_more_than_one_clear_error(said: Any, cut: float, status: int, row: Row) -> None:
+    whole = json.dumps(said).encode()
+    needed = inspect.signature(getattr(Client, row.client)).parameters.values()
+    words = [one.name for one in needed if one.default is one.empty and one.name not in ("self", "tenant_id")]
+    with (
+        ScriptedServer(answer(status, whole[: round(cut * len(whole))])) as server,
+        Client("k", base_url=server.url, retries=False) as client,
+    ):
+        try:
+            answered = getattr(client, row.client)("t", **dict.fromkeys(words, "x"))
+        except RemoteError as error:
+            answered = error.message
+    assert answered or isinstance(answered, list)
+    assert isinstance(answered, str | list | BaseModel)
 
 
 def test_an_empty_id_is_no_id() -> None:

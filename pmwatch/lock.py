@@ -1,14 +1,19 @@
-"""One pmwatch for one state directory: a lock that ends with the process, whatever kills it."""
+"""Locks of a state directory, each of which ends with its process, whatever kills it.
+
+One pmwatch at a time works on the directory; and who sends a file by hand has its delivery locked meanwhile.
+"""
 
 import fcntl
 import json
 import os
+import struct
 from typing import Any
 
-from pmwatch.errors import LockedError
+from pmwatch.errors import LedgerError, LockedError
 from pmwatch.files import give_to_owner
 
 _NAME = "pmwatch.lock"
+_BY_HAND = "uploads.lock"
 
 
 class StateLock:
@@ -73,6 +78,34 @@ def read_holder(state_dir: str) -> dict[str, Any]:
         return _parse(os.pread(fd, 4096, 0))
     finally:
         os.close(fd)
+
+
+def is_held(state_dir: str) -> bool:
+    """Tell whether a pmwatch works on this state directory."""
+    try:
+        fd = os.open(os.path.join(state_dir, _NAME), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def lock_by_hand(state_dir: str, id_: int) -> int | None:
+    """Lock a delivery that is sent by hand; return the descriptor that holds the lock, None where another has it."""
+    path = os.path.join(state_dir, _BY_HAND)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        give_to_owner(fd, state_dir)
+    except OSError as error:
+        raise LedgerError(f"{path}: {error.strerror}", hint="Check the owner of [state] dir.") from None
+    try:  # one byte for each delivery; of this descriptor, unlike lockf(3), whose locks are the whole process's
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, id_, 1, 0))
+    except (BlockingIOError, PermissionError):
+        os.close(fd)
+        return None
+    return fd
 
 
 def _parse(text: bytes) -> dict[str, Any]:

@@ -64,17 +64,15 @@ def rebuild(
     try:
         if backup is not None:
             shutil.copyfile(backup, os.path.join(building, _LEDGER_FILES[0]))
-        ledger = Ledger.open(building)
-        try:
+        with Ledger.open(building) as ledger:
             ledger.check()
+            ledger.drop_left_by_hand()
             result.restored = ledger.hold_unsure() if backup is not None else 0
             for folder in folders:
                 result.archived += _record(ledger, _archived(folder, progress))
                 result.quarantined += _record(ledger, _quarantined(folder, progress))
                 result.held += _hold(ledger, folder, by.at)
             ledger.note(by)
-        finally:
-            ledger.close()
         result.set_aside = _set_aside(state_dir, by.at)
         made = os.path.join(building, _LEDGER_FILES[0])
         give_to_owner(made, state_dir)

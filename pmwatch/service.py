@@ -30,7 +30,7 @@ from pmwatch.delivery.remote import ProcessMindRemote, Remote
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.delivery.rows import RowCounts
 from pmwatch.delivery.worker import Report, Uploader
-from pmwatch.errors import ConfigError, ExitCode, Interrupted, LedgerError, PmwatchError
+from pmwatch.errors import ConfigError, DestinationUnknown, ExitCode, Interrupted, LedgerError, PmwatchError
 from pmwatch.explain import freeing, history
 from pmwatch.intake.evidence import quietens_leases
 from pmwatch.intake.folder import FolderIntake
@@ -41,6 +41,7 @@ from pmwatch.ledger import Ledger, StateLock
 from pmwatch.log import register_secret
 from pmwatch.metrics import Metrics
 from pmwatch.model import (
+    BY_HAND,
     PENDING,
     Folder,
     Order,
@@ -203,6 +204,7 @@ class Service:
         if 0 < self.ledger.version_found < LEDGER_VERSION:
             self._log.info("ledger upgraded", from_version=self.ledger.version_found, to_version=LEDGER_VERSION)
         recovered = self.ledger.recover()
+        self.ledger.drop_left_by_hand()
         self.ledger.forget_destinations()
         if recovered:
             self._log.warning("recovered", deliveries=recovered, why="the process before this one ended in the middle")
@@ -420,7 +422,7 @@ class Service:
             return ExitCode.FAILURE
         if self._mode is Mode.FOREVER or self._drain_until == 0:
             return ExitCode.OK
-        left = self.ledger.list(states=PENDING, limit=100)
+        left = [one for one in self.ledger.list(states=PENDING, limit=100) if one.folder != BY_HAND]
         down = [running.intake.folder.name for running in self._intakes.values() if not running.intake.reachable]
         settling = [display(c.path) for running in self._intakes.values() for c in running.intake.unsettled()]
         for delivery in left:
@@ -573,7 +575,10 @@ class Service:
             waiting, may_create=lambda target: target in with_files and self._may_create(target)
         )
         troubles = {target: error for target, error in fared.items() if error is not None}
-        self._unchecked -= {target for target, error in fared.items() if error is None}
+        for target in [one for one in troubles if one not in with_files and self._is_to_come(one, troubles[one])]:
+            del troubles[target]  # no trouble, and asked for again with its first file
+            self._log.info("destination will be created with its first file", target=str(target))
+        self._unchecked -= fared.keys() - troubles.keys()
         for target, error in troubles.items():
             if target not in self._unresolved:
                 self._log.error("destination unknown", target=str(target), error=error.message, hint=error.hint)
@@ -581,6 +586,9 @@ class Service:
         if fared:
             self._work.wake()
         return now + _RESOLVE_SECONDS
+
+    def _is_to_come(self, target: Target, error: PmwatchError) -> bool:
+        return isinstance(error, DestinationUnknown) and self._may_create(target)
 
     def _may_create(self, target: Target) -> bool:
         """Tell whether a folder whose files go to this target wants what is missing to be created."""
@@ -600,11 +608,12 @@ class Service:
                     self._log.error("ledger trouble", thread="audit", error=error.message, hint=error.hint)
 
     def _care_now_and_then(self) -> None:
-        """Every minute say what is blocked for long, every hour clear archives and forget what is old."""
+        """Every minute tidy up and say what is blocked for long, every hour clear archives and forget what is old."""
         next_clearing = time.monotonic() + _CARE_SECONDS
         said: dict[int, float] = {}
         while not self._no_more_claims.wait(_BLOCKED_CHECK_SECONDS):
             try:
+                self.ledger.drop_left_by_hand()
                 said = self._say_what_is_blocked(said, now=time.time())
                 if time.monotonic() >= next_clearing:
                     next_clearing = time.monotonic() + _CARE_SECONDS

@@ -1,6 +1,7 @@
 """The commands, one file each."""
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -56,7 +57,18 @@ def load(arguments: Sequence[str] = ()) -> typer.Typer:
     names = [name for name in arguments[:1] if name in COMMANDS] if "_PMWATCH_COMPLETE" not in os.environ else []
     for name in names or COMMANDS:
         importlib.import_module(f"pmwatch.cli.{name.replace('-', '_')}")
+    _unwrap(app)
     return app
+
+
+def _unwrap(group: typer.Typer) -> None:
+    """Let the width of the terminal break the lines of help texts, not that of the source code."""
+    for command in group.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(one.split()) for one in paragraphs)
+    for below in group.registered_groups:
+        if below.typer_instance is not None:
+            _unwrap(below.typer_instance)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it with the option's value

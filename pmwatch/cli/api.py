@@ -20,8 +20,8 @@ from pmwatch.cli.common import DEFAULT_CONFIG, ConfigOption, JsonOption, console
 from pmwatch.config import Settings
 from pmwatch.errors import ConfigError, DestinationUnknown, PmwatchError
 from pmwatch.formats import Broken, read_model
-from pmwatch.model import Tenant
-from pmwatch.processmind.client import DEFAULT_BASE_URL, Client, Fields
+from pmwatch.model import Tenant, display
+from pmwatch.processmind.client import DEFAULT_BASE_URL, Client, Fields, path_of
 from pmwatch.processmind.keys import KeyRing
 from pmwatch.processmind.models import Success
 
@@ -161,7 +161,7 @@ class _Recorder(Client):
     ) -> Any:
         if method == "GET":  # how it is now, where only a part is to change
             return super()._call(shape, method, path, query=query, body=body)
-        raise _DryRun({"method": method, "path": "/" + "/".join(path), "query": query or {}, "body": body})
+        raise _DryRun({"method": method, "path": path_of(path), "query": query or {}, "body": body})
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +175,15 @@ class Access:
 
 
 def access_of(config: str | None, tenant: str | None) -> Access:
-    """Return whom to ask and with which key: of the configuration, or of the environment for any tenant by id."""
+    """Return whom to ask and with which key: of the configuration, or of the environment for any tenant by id.
+
+    A tenant of a configuration that is named is that one's; else the environment's key comes before the default file.
+    """
     key, url = os.environ.get(KEY_VARIABLE, ""), os.environ.get(URL_VARIABLE, "")
     if key and tenant:
-        return Access(tenant, key, url or DEFAULT_BASE_URL)
+        known = settings_of(config).tenants if config else []
+        if all(tenant not in (one.name, one.id) for one in known):
+            return Access(tenant, key, url or DEFAULT_BASE_URL)
     if key and config is None and not os.path.exists(DEFAULT_CONFIG):
         raise typer.BadParameter(
             f"{KEY_VARIABLE} is set, but no tenant is named: give its id with --tenant, or in {TENANT_VARIABLE}"
@@ -300,7 +305,7 @@ def read_bpmn(path: str) -> str:
 
 
 def _show_ids(answer: Any) -> None:
-    ids = [str(getattr(one, "id", "")) for one in (answer if isinstance(answer, list) else [answer])]
+    ids = [_cell(str(getattr(one, "id", ""))) for one in (answer if isinstance(answer, list) else [answer])]
     console().print("\n".join(id_ for id_ in ids if id_), soft_wrap=True)  # at once: "| head -n 1" may not break it
 
 
@@ -336,11 +341,7 @@ def _show_rows(out: Console, rows: list[dict[str, Any]]) -> None:
         return
     names = [name for name in _names(rows) if not all(_is_deep(row.get(name)) for row in rows)]
     longest = {name: max(cell_len(text) for text in (name, *(_cell(row.get(name)) for row in rows))) for name in names}
-    shown = names
-    if out.is_terminal:
-        shown = _fitting(names, longest, out.width)
-    else:
-        out.width = sum(longest.values()) + 3 * len(names) + 1
+    shown = _fitting(names, longest, out.width)
     table = Table()
     for name in shown:
         table.add_column(name, no_wrap=_is_rigid(name, longest[name]))
@@ -393,11 +394,17 @@ def _cell(value: Any) -> str:
     if _is_reference(value):
         return str(value["id"])
     if isinstance(value, str):
-        return value
+        return display(value.encode("utf-8", "surrogatepass"))  # somebody else's text may do nothing to a terminal
     return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-api = typer.Typer(no_args_is_help=True, help="Every operation of ProcessMind's API, from the shell.")
+api = typer.Typer(
+    no_args_is_help=True,
+    help="Every operation of ProcessMind's API, from the shell.\n\n"
+    "The tenant is one of the configuration, and the only one where it has one; or any by its id, whose key is in "
+    f"{KEY_VARIABLE} (and the address of another server than the vendor's in {URL_VARIABLE}).",
+    epilog="For example: pmwatch api datatable list --tenant acme",
+)
 app.add_typer(api, name="api")
 for _group, _verbs in COMMANDS.items():
     _typer = typer.Typer(no_args_is_help=True, help=_GROUPS[_group])

@@ -33,9 +33,8 @@ def audit(
     """
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
-    ledger = open_ledger(settings, read_only=True)
-    accounts = [account_for(one, ledger) for one in settings.folders if folder in (None, one.name)]
-    ledger.close()
+    with open_ledger(settings, read_only=True) as ledger:
+        accounts = [account_for(one, ledger) for one in settings.folders if folder in (None, one.name)]
     if json:
         print_json([account.as_dict() for account in accounts])
     for account in () if json else accounts:

@@ -29,8 +29,9 @@ def backfill(
     """Send what is held as a backlog, or since the ledger was rebuilt, in its order."""
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
-    ledger = open_ledger(settings, read_only=False)
-    wanted = sorted(id_ for why_held in UNSURE for id_ in choose(ledger, State.HELD, folder=folder, reason=why_held))
-    count = ledger.requeue(wanted, by=action("backfill", why))
-    ledger.close()
+    with open_ledger(settings, read_only=False) as ledger:
+        wanted = sorted(
+            id_ for why_held in UNSURE for id_ in choose(ledger, State.HELD, folder=folder, reason=why_held)
+        )
+        count = ledger.requeue(wanted, by=action("backfill", why))
     tell("queued", "files of the backlog queued", count, wanted=wanted, refused={}, json=json)

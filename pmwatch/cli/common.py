@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG: Final = "/etc/pmwatch/config.toml"
 _ASK_SECONDS: Final = 10.0
-_PIPED_WIDTH: Final = 120
+_PIPED_WIDTH: Final = 1_000_000  # no line of a program or a file has an end at which data could be cut
 
 ConfigOption = Annotated[
     str | None,
@@ -93,7 +93,10 @@ def check_folder_name(settings: Settings, name: str | None) -> None:
 
 
 def console() -> Console:
-    """Return a console for people; file names are data, so markup and highlighting are off."""
+    """Return a console for people; file names are data, so markup and highlighting are off.
+
+    Where nobody looks, as in a pipe, lines are as long as they are.
+    """
     return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 

@@ -38,11 +38,10 @@ def discard(
         raise typer.BadParameter("name deliveries by id, or choose with --all, --folder or --reason")
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
-    ledger = open_ledger(settings, read_only=False)
-    chosen = (choose(ledger, state, folder=folder, reason=reason) for state in (State.HELD, State.FAILED))
-    wanted = list(dict.fromkeys(ids or ())) or [id_ for some in chosen for id_ in some]
-    allowed = (State.HELD, State.FAILED, *((State.QUEUED,) if ids else ()))
-    refused = refusals(ledger, wanted, allowed)
-    count = ledger.discard(wanted, now=time.time(), by=action("discard", why))
-    ledger.close()
+    with open_ledger(settings, read_only=False) as ledger:
+        chosen = (choose(ledger, state, folder=folder, reason=reason) for state in (State.HELD, State.FAILED))
+        wanted = list(dict.fromkeys(ids or ())) or [id_ for some in chosen for id_ in some]
+        allowed = (State.HELD, State.FAILED, *((State.QUEUED,) if ids else ()))
+        refused = refusals(ledger, wanted, allowed)
+        count = ledger.discard(wanted, now=time.time(), by=action("discard", why))
     tell("discarded", "discarded", count, wanted=wanted, refused=refused, json=json)

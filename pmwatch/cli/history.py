@@ -4,7 +4,7 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from pmwatch.cli import app
 from pmwatch.cli.common import (
@@ -19,13 +19,18 @@ from pmwatch.cli.common import (
     settings_of,
 )
 from pmwatch.explain import history as history_of
-from pmwatch.model import format_size
+from pmwatch.model import BY_HAND, format_size
 
 
 @app.command()
 def history(
     *,
-    folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            "--folder", metavar="NAME", help=f'Only files of this folder; "{BY_HAND}" are those of pmwatch upload.'
+        ),
+    ] = None,
     state: Annotated[str | None, typer.Option("--state", help="Only files in a state: done, held ….")] = None,
     outcome: Annotated[
         str | None, typer.Option("--outcome", help="uploaded, duplicate, superseded or discarded.")
@@ -41,18 +46,17 @@ def history(
 ) -> None:
     """Show what happened to files, newest first: from the running daemon, else from the ledger."""
     settings = settings_of(config, state_dir=state_dir)
-    check_folder_name(settings, folder)
+    if folder != BY_HAND:
+        check_folder_name(settings, folder)
     asked = {"folder": folder, "state": state, "outcome": outcome, "since": since, "limit": str(limit)}
     given = {key: value for key, value in asked.items() if value}
     found = ask_daemon(settings, "/api/v1/history", given)
     if found is None:
-        ledger = open_ledger(settings, read_only=True)
-        try:
-            found = history_of(ledger, given, now=time.time())
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        finally:
-            ledger.close()
+        with open_ledger(settings, read_only=True) as ledger:
+            try:
+                found = history_of(ledger, given, now=time.time())
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from None
     if json:
         print_json(found)
     elif people:
@@ -65,7 +69,7 @@ def _show(deliveries: list[dict[str, Any]]) -> None:
     if not deliveries:
         console().print("nothing")
         return
-    table = Table("id", "folder", "file", "size", "settled", "ended", "tries", "state", "why")
+    table = Table("id", "folder", Column("file", overflow="fold"), "size", "settled", "ended", "tries", "state", "why")
     for one in deliveries:
         state = one["state"] + (f" ({one['outcome']})" if one["outcome"] else "")
         of = f"{'again' if one['resent'] else 'same as'} {one['duplicate_of']}" if one["duplicate_of"] else ""

@@ -23,12 +23,9 @@ def check(*, config: ConfigOption = None, state_dir: StateDirOption = None, json
 
     The daemon may be running.
     """
-    opened = open_ledger(settings_of(config, state_dir=state_dir), read_only=True, older_too=True)
-    try:
+    with open_ledger(settings_of(config, state_dir=state_dir), read_only=True, older_too=True) as opened:
         opened.check()
         counts = opened.counts()
-    finally:
-        opened.close()
     total, size = sum(counts.values()), os.path.getsize(opened.path)
     if json:
         print_json({"ok": True, "deliveries": total, "bytes": size})
@@ -51,11 +48,8 @@ def backup(
     To restore one: stop the daemon, then `pmwatch ledger rebuild --from FILE`. Do not copy it into place: it knows
     nothing of what went since.
     """
-    opened = open_ledger(settings_of(config, state_dir=state_dir), read_only=True, older_too=True)
-    try:
+    with open_ledger(settings_of(config, state_dir=state_dir), read_only=True, older_too=True) as opened:
         opened.backup(file)
-    finally:
-        opened.close()
     size = os.path.getsize(file)
     if json:
         print_json({"file": os.path.abspath(file), "bytes": size})

@@ -30,8 +30,9 @@ def mark_seen(
     """Never send what is held as a backlog, or since a rebuild. A new version of it goes like any other."""
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
-    ledger = open_ledger(settings, read_only=False)
-    wanted = sorted(id_ for why_held in UNSURE for id_ in choose(ledger, State.HELD, folder=folder, reason=why_held))
-    count = ledger.discard(wanted, now=time.time(), by=action("mark-seen", why))
-    ledger.close()
+    with open_ledger(settings, read_only=False) as ledger:
+        wanted = sorted(
+            id_ for why_held in UNSURE for id_ in choose(ledger, State.HELD, folder=folder, reason=why_held)
+        )
+        count = ledger.discard(wanted, now=time.time(), by=action("mark-seen", why))
     tell("discarded", "files of the backlog marked as seen", count, wanted=wanted, refused={}, json=json)

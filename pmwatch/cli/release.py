@@ -38,16 +38,15 @@ def release(
         raise typer.BadParameter("name deliveries by id, or choose with --all, --folder or --reason")
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
-    ledger = open_ledger(settings, read_only=False)
-    wanted = list(dict.fromkeys(ids or ())) or choose(ledger, State.HELD, folder=folder, reason=reason)
-    refused = refusals(ledger, wanted, (State.HELD, State.FAILED), goes_to=settings)
-    for id_ in wanted:
-        newer = None if force or id_ in refused else ledger.overtaken(id_)
-        if newer is not None:
-            refused[id_] = (
-                f"a newer file went to the same datatable meanwhile ({newer.display_path}), which this one would "
-                "follow; --force sends it all the same"
-            )
-    count = ledger.requeue([id_ for id_ in wanted if id_ not in refused], release=True, by=action("release", why))
-    ledger.close()
+    with open_ledger(settings, read_only=False) as ledger:
+        wanted = list(dict.fromkeys(ids or ())) or choose(ledger, State.HELD, folder=folder, reason=reason)
+        refused = refusals(ledger, wanted, (State.HELD, State.FAILED), goes_to=settings)
+        for id_ in wanted:
+            newer = None if force or id_ in refused else ledger.overtaken(id_)
+            if newer is not None:
+                refused[id_] = (
+                    f"a newer file went to the same datatable meanwhile ({newer.display_path}), which this one would "
+                    "follow; --force sends it all the same"
+                )
+        count = ledger.requeue([id_ for id_ in wanted if id_ not in refused], release=True, by=action("release", why))
     tell("queued", "released", count, wanted=wanted, refused=refused, json=json)

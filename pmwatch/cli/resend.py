@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from pmwatch.cli import app
 from pmwatch.cli.choosing import WhyOption, action, moment
@@ -63,8 +63,7 @@ def resend(
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
     folders = {one.name: one for one in settings.folders}
-    ledger = open_ledger(settings, read_only=False)
-    try:
+    with open_ledger(settings, read_only=False) as ledger:
         if ids:
             found = _named(ledger, ids)
         else:
@@ -80,8 +79,6 @@ def resend(
             queued = ledger.resend(
                 [one.id for one in wanted], order_of=lambda name: folders[name].order, by=action("resend", why)
             )
-    finally:
-        ledger.close()
     if json:
         print_json({"found": len(found), "queued": queued, "would_go": [one.id for one in wanted], "lacking": lacking})
     else:
@@ -134,7 +131,7 @@ def _show(found: Sequence[Delivery], lacking: dict[int, str], queued: Sequence[i
         out.print("nothing was uploaded in that time")
         return
     if dry_run:
-        table = Table("id", "file", "size", "uploaded", "goes again")
+        table = Table("id", Column("file", overflow="fold"), "size", "uploaded", "goes again")
         for one in found:
             at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.uploaded_at))
             size = format_size(one.fingerprint.size)

@@ -40,9 +40,10 @@ def retry(
         raise typer.BadParameter("name deliveries by id, or choose with --all, --folder, --reason or --since")
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
-    ledger = open_ledger(settings, read_only=False)
-    wanted = list(dict.fromkeys(ids or ())) or choose(ledger, State.FAILED, folder=folder, reason=reason, since=since)
-    refused = refusals(ledger, wanted, (State.FAILED, State.HELD), goes_to=settings)
-    count = ledger.requeue([id_ for id_ in wanted if id_ not in refused], by=action("retry", why))
-    ledger.close()
+    with open_ledger(settings, read_only=False) as ledger:
+        wanted = list(dict.fromkeys(ids or ())) or choose(
+            ledger, State.FAILED, folder=folder, reason=reason, since=since
+        )
+        refused = refusals(ledger, wanted, (State.FAILED, State.HELD), goes_to=settings)
+        count = ledger.requeue([id_ for id_ in wanted if id_ not in refused], by=action("retry", why))
     tell("queued", "queued again", count, wanted=wanted, refused=refused, json=json)

@@ -55,6 +55,10 @@ def sandbox(
     """Serve a local ProcessMind: its API, and storage that verifies presigned URLs as S3 does. Ends with Ctrl-C.
 
     It asks nobody for permission to be looked at: keep it on this machine.
+
+    A RULE of --fault is METHOD STATUS, then any of xTIMES (x* for ever), before, mid or after, close, delay=S,
+    retry-after=S, code=CODE and path=PART. "PUT 503 x3" refuses the next three PUTs, "GET 429 x* path=presignedurl"
+    every URL; status 0 with delay=S is only slow; mid cuts the connection within a body, after loses the answer.
     """
     host, port = _address(listen)
     for rule in fault or ():

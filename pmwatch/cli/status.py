@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from pmwatch.cli import app
 from pmwatch.cli.common import (
@@ -28,25 +28,24 @@ def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, jso
     settings = settings_of(config, state_dir=state_dir)
     found = ask_daemon(settings, "/api/v1/status")
     if found is None:
-        ledger = open_ledger(settings, read_only=True)
-        counts = ledger.counts()
-        found = {
-            "summary": "pmwatch does not run with this state directory; this is what its ledger says",
-            "folders": [
-                {
-                    "name": name,
-                    "up": False,
-                    "problem": "",
-                    "settling": 0,
-                    "states": {str(state): counts.get((name, state), 0) for state in State},
-                }
-                for name in sorted({folder for folder, _ in counts} | {folder.name for folder in settings.folders})
-            ],
-            "gates": [],
-            "destinations": [],
-            "deliveries": [as_dict(delivery) for delivery in ledger.list(limit=20)],
-        }
-        ledger.close()
+        with open_ledger(settings, read_only=True) as ledger:
+            counts = ledger.counts()
+            found = {
+                "summary": "pmwatch does not run with this state directory; this is what its ledger says",
+                "folders": [
+                    {
+                        "name": name,
+                        "up": False,
+                        "problem": "",
+                        "settling": 0,
+                        "states": {str(state): counts.get((name, state), 0) for state in State},
+                    }
+                    for name in sorted({folder for folder, _ in counts} | {folder.name for folder in settings.folders})
+                ],
+                "gates": [],
+                "destinations": [],
+                "deliveries": [as_dict(delivery) for delivery in ledger.list(limit=20)],
+            }
     if json:
         print_json(found)
     else:
@@ -82,7 +81,7 @@ def _show(found: dict[str, Any]) -> None:
 def _show_deliveries(deliveries: list[dict[str, Any]]) -> None:
     if not deliveries:
         return
-    table = Table("id", "folder", "file", "size", "state", "why", "age")
+    table = Table("id", "folder", Column("file", overflow="fold"), "size", "state", "why", "age")
     now = time.time()
     for delivery in deliveries:
         state = delivery["state"] + (f" ({delivery['outcome']})" if delivery["outcome"] else "")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Annotated, Any, Final
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from pmwatch.cli import app
-from pmwatch.cli.api import Access, access_of, read_bpmn
+from pmwatch.cli.api import Access, access_of
 from pmwatch.cli.choosing import action
 from pmwatch.cli.common import ConfigOption, JsonOption, console, http_of, print_json
 from pmwatch.config import Settings, is_loopback
@@ -38,12 +38,15 @@ from pmwatch.errors import (
     SourceVanished,
     UrlExpired,
 )
-from pmwatch.ledger import ByHand, Ledger
-from pmwatch.model import READABLE_TYPES, Destination, Target, display, format_size
-from pmwatch.processmind import Client, Receipt, Storage, resolve
+from pmwatch.formats import MAX_MODEL_BYTES, Broken, read_model
+from pmwatch.ledger import ByHand, Ledger, Verdict
+from pmwatch.lock import is_held
+from pmwatch.model import BY_HAND, READABLE_TYPES, Destination, Target, display, format_size
+from pmwatch.processmind import Client, Storage, resolve
 
 _TRIES: Final = 6
 _POLICY: Final = RetryPolicy(first=0.5, longest=20.0)
+_WAIT_FOR_EQUAL_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,30 +86,29 @@ def upload(
     """Upload files now, and wait until the storage has confirmed every byte. Exits 1 where one did not arrive.
 
     Several go at the same time, in no order. With a configuration whose ledger is on this machine, what has gone to the
-    same datatable before does not go again, and what goes now is recorded, so that no folder sends it later; a BPMN
-    model always goes. The tenant is one of the configuration, or any by its id with the key in PMWATCH_API_KEY, and
-    then without a ledger.
+    same place before does not go again, and what goes now is recorded, so that no folder sends it as well. The tenant
+    is one of the configuration, or any by its id with the key in PMWATCH_API_KEY, and then without a ledger.
 
     Exit codes: 0 all arrived or had before, 1 one did not, 2 wrong usage, 78 wrong configuration, 130 interrupted.
     """
     tenant, _, datatable = to.partition("/")
-    if bool(datatable) is (process is not None):
+    if not tenant or bool(datatable) is (process is not None):
         raise typer.BadParameter("--to is TENANT/DATASET/DATATABLE, or with --process the tenant alone")
+    if "" in (*files, process):
+        raise typer.BadParameter("FILE and --process may not be empty; is a variable of the shell unset?")
     _check_standard_input(files, name)
     access = access_of(config, tenant)
     with ExitStack() as stack:
         http = http_of(access.settings)
         stack.callback(http.close)
         client = Client(access.api_key, base_url=access.base_url, http=http)
-        if process is not None:
-            sent = [_send_model(client, access.tenant_id, path, process) for path in files]
-        else:
-            jobs = [_Job(name, _spooled(stack, name), "") if path == "-" else _job(path) for path in files]
-            storage = Storage(http, allowed_hosts=_hosts(access), allow_loopback=_is_local(access))
-            destination = resolve(client, access.tenant_id, Target(tenant, datatable))
-            memory = _Memory(_ledger(stack, access.settings), Target(tenant, datatable), destination)
-            sender = _Sender(client, storage, memory, force=force)
-            sent = _send_all(sender, jobs, parallel=parallel, quiet=json)
+        jobs = [_Job(name, _spooled(stack, name), "") if path == "-" else _job(path) for path in files]
+        target = Target(tenant, datatable, process=process or "")
+        destination = resolve(client, access.tenant_id, target)
+        storage = Storage(http, allowed_hosts=_hosts(access), allow_loopback=_is_local(access))
+        way = _Model(client, destination) if process else _Table(client, storage, destination)
+        sender = _Sender(way, _Memory(_ledger(stack, access.settings), target, destination), force=force)
+        sent = _send_all(sender, jobs, parallel=parallel, quiet=json)
     _tell(sent, as_json=json)
     if any(one.outcome == "interrupted" for one in sent):
         raise typer.Exit(130)  # 128 + SIGINT, as shells have it
@@ -144,12 +146,12 @@ def _spooled(stack: ExitStack, name: str) -> str:
 
 
 class _Memory:
-    """What has reached the datatable: by this command, and by the ledger where there is one."""
+    """What has reached the destination or is on its way: by this command, and by the ledger where there is one."""
 
     def __init__(self, ledger: Ledger | None, target: Target, destination: Destination) -> None:
-        self.destination = destination
         self._ledger = ledger
         self._target = target
+        self._destination = destination
         self._sent: set[str] = set()
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}
@@ -159,61 +161,76 @@ class _Memory:
         with self._lock:
             return self._turns.setdefault(sha256, threading.Lock())
 
-    def has(self, sha256: str) -> bool:
-        """Tell whether this content is there."""
-        return sha256 in self._sent or (
-            self._ledger is not None and self._ledger.has_uploaded(self.destination, sha256)
-        )
+    def begin(self, job: _Job, source: Source, sha256: str, *, force: bool) -> int | None:
+        """Reserve content that still has to go; return its delivery (0: no ledger), None where it is there already.
 
-    def note(self, job: _Job, source: Source, sha256: str, receipt: Receipt) -> str:
-        """Record an upload; return what is to be said about that."""
-        self._sent.add(sha256)
-        if self._ledger is None:
-            return ""
+        Where equal content is on its way, wait for how that fares.
+        """
+        if sha256 in self._sent and not force:
+            return None
         path = os.fsencode(job.recorded or job.name)
-        sent = ByHand(path, source.fingerprint, self._target, self.destination, sha256, receipt.etag)
+        sent = ByHand(path, source.fingerprint, self._target, self._destination, sha256)
+        told = False
+        while self._ledger is not None:
+            decided = self._ledger.begin_by_hand(sent, force=force, now=time.time())
+            if decided.verdict is not Verdict.WAIT:
+                return decided.of if decided.verdict is Verdict.SEND else None
+            _check_alive(self._ledger, decided.of)
+            if not told:
+                typer.echo(f"{job.name}: the same content is on its way; waiting for how it fares", err=True)
+                told = True
+            threading.Event().wait(_WAIT_FOR_EQUAL_SECONDS)
+        return 0
+
+    def note(self, id_: int, sha256: str, etag: str) -> str:
+        """Record that content has arrived; return what is to be said about that."""
+        self._sent.add(sha256)
         try:
-            self._ledger.uploaded_by_hand(sent, by=action("upload", ""))
+            if self._ledger is not None:
+                self._ledger.uploaded_by_hand(id_, etag=etag, by=action("upload", ""))
         except LedgerError as error:
             return f"not recorded in the ledger: {error.message}"
         return ""
 
+    def drop(self, id_: int) -> None:
+        """Say that content did not arrive. Where the ledger cannot be told, it finds out when this process ends."""
+        if self._ledger is not None:
+            with suppress(LedgerError):
+                self._ledger.left_by_hand(id_)
 
-class _Sender:
-    """Sends single files to one datatable, each with its own tries."""
 
-    def __init__(self, client: Client, storage: Storage, memory: _Memory, *, force: bool) -> None:
+def _check_alive(ledger: Ledger, id_: int) -> None:
+    """Raise unless somebody works on a delivery that is under way: this is no daemon, which would recover it."""
+    other = ledger.get(id_)
+    if other is not None and other.folder != BY_HAND and not is_held(ledger.state_dir):
+        raise Refused(
+            f"the same content was on its way when pmwatch ended: {other.display_path} of folder {other.folder}",
+            reason="equal_under_way",
+            hint="Start pmwatch run, which finishes that; or send this as well with --force.",
+        )
+
+
+class _Table:
+    """The way into a datatable."""
+
+    def __init__(self, client: Client, storage: Storage, destination: Destination) -> None:
         self._client = client
         self._storage = storage
-        self._memory = memory
-        self._destination = memory.destination
-        self._force = force
+        self._destination = destination
 
-    def send(self, job: _Job, progress: Callable[[int], None]) -> _Sent:
-        """Upload one file; how it fared."""
-        try:
-            full = os.fsencode(os.path.abspath(job.path))
-            with Source(os.path.dirname(full), os.path.basename(full)) as source:
-                if not self._force:
-                    _check_type(job.name)
-                sha256 = source.hash()
-                with self._memory.turn(sha256):
-                    return self._send(job, full, source, sha256, progress)
-        except SourceVanished:
-            return _Sent(job.name, "failed", message="there is no such file")
-        except PmwatchError as error:
-            return _Sent(job.name, "failed", message=error.message, hint=error.hint)
+    def check(self, job: _Job) -> None:
+        """Refuse what ProcessMind would not read."""
+        kind = os.path.splitext(job.name)[1].lower()
+        if kind.removeprefix(".") not in READABLE_TYPES:
+            raise Refused(
+                f"ProcessMind does not read {f'{kind} files' if kind else 'files without an ending'}",
+                reason="unsupported_type",
+                hint=f"It reads {', '.join(READABLE_TYPES)}. A BPMN model goes with --process; --force sends any file.",
+            )
 
-    def _send(self, job: _Job, full: bytes, source: Source, sha256: str, progress: Callable[[int], None]) -> _Sent:
-        size = source.fingerprint.size
-        if not self._force and self._memory.has(sha256):
-            return _Sent(job.name, "duplicate", size, sha256, "it has gone there already; --force sends it again")
-        receipt = self._put(full, source, progress)
-        return _Sent(job.name, "uploaded", size, sha256, self._memory.note(job, source, sha256, receipt))
-
-    def _put(self, path: bytes, source: Source, progress: Callable[[int], None]) -> Receipt:
-        url, lost, started = "", False, time.monotonic()
-        receipt = Receipt("", "", "")
+    def send(self, path: bytes, source: Source, progress: Callable[[int], None]) -> str:
+        """Send a file, with several tries; return the ETag, empty where nobody told it."""
+        url, lost = "", False
 
         def body() -> Iterator[bytes]:
             progress(0)
@@ -221,26 +238,23 @@ class _Sender:
                 yield chunk
                 progress(source.bytes_read)
 
-        for left in reversed(range(_TRIES)):
+        def put(before: PmwatchError | None) -> str:
+            nonlocal url, lost
+            if not url or isinstance(before, UrlExpired | ChecksumMismatch):
+                url, lost = self._presign(path, source), False
+            lost = lost or isinstance(before, AnswerLost)
+            name, size = api_filename(path), source.fingerprint.size
             try:
-                url = url or self._presign(path, source)
-                name, size = api_filename(path), source.fingerprint.size
                 receipt = self._storage.put(url, body, size=size, filename=name, only_if_absent=lost)
-                if receipt.md5 and size and receipt.md5 != source.md5:
-                    raise ChecksumMismatch("the storage's ETag is not the MD5 of what was sent")
             except AlreadyThere:
                 if not lost:
                     raise
-            except PmwatchError as error:
-                if error.decision not in (Decision.RETRY, Decision.GATE) or not left or error.reason == "key_rejected":
-                    raise
-                lost = isinstance(error, AnswerLost)
-                url = "" if isinstance(error, UrlExpired | ChecksumMismatch) else url
-                wait = getattr(error, "retry_after", None) or _POLICY.wait(time.monotonic() - started)
-                threading.Event().wait(min(wait, _POLICY.longest))
-                continue
-            return receipt
-        raise AssertionError("the last try returns or raises")
+                return ""
+            if receipt.md5 and size and receipt.md5 != source.md5:
+                raise ChecksumMismatch("the storage's ETag is not the MD5 of what was sent")
+            return receipt.etag
+
+        return _persistently(put)
 
     def _presign(self, path: bytes, source: Source) -> str:
         url = self._client.presigned_upload_url(
@@ -255,14 +269,84 @@ class _Sender:
         return url
 
 
-def _check_type(name: str) -> None:
-    kind = os.path.splitext(name)[1].lower()
-    if kind.removeprefix(".") not in READABLE_TYPES:
-        raise Refused(
-            f"ProcessMind does not read {kind or 'such'} files",
-            reason="unsupported_type",
-            hint=f"It reads {', '.join(READABLE_TYPES)}. A BPMN model goes with --process; --force sends any file.",
-        )
+class _Model:
+    """The way of a BPMN model into its process, which it replaces there: to try again harms nothing."""
+
+    def __init__(self, client: Client, destination: Destination) -> None:
+        self._client = client
+        self._destination = destination
+
+    def check(self, _: _Job) -> None:
+        """Let any name pass: the content tells what it is."""
+
+    def send(self, _: bytes, source: Source, progress: Callable[[int], None]) -> str:
+        """Send a model that is well-formed, with several tries."""
+        if source.fingerprint.size > MAX_MODEL_BYTES:
+            raise Refused(f"a model has at most {format_size(MAX_MODEL_BYTES)}", reason="too_large")
+        try:
+            text = read_model(b"".join(source.chunks()))
+        except Broken as broken:
+            raise Refused(broken.sentence, reason="invalid") from None
+        to = self._destination
+
+        def put(_: PmwatchError | None) -> str:
+            self._client.upload_bpmn(to.tenant_id, to.datatable_id, text)
+            progress(source.fingerprint.size)
+            return ""
+
+        return _persistently(put)
+
+
+def _persistently(step: Callable[[PmwatchError | None], str]) -> str:
+    """Take a step until it succeeds, a few times where the trouble may pass; it is told how it failed before."""
+    started = time.monotonic()
+    before: PmwatchError | None = None
+    for left in reversed(range(_TRIES)):
+        try:
+            return step(before)
+        except PmwatchError as error:
+            if error.decision not in (Decision.RETRY, Decision.GATE) or not left or error.reason == "key_rejected":
+                raise
+            before = error
+        wait = getattr(before, "retry_after", None) or _POLICY.wait(time.monotonic() - started)
+        threading.Event().wait(min(wait, _POLICY.longest))
+    raise AssertionError("the last try returns or raises")
+
+
+class _Sender:
+    """Sends single files, each with its own tries."""
+
+    def __init__(self, way: _Table | _Model, memory: _Memory, *, force: bool) -> None:
+        self._way = way
+        self._memory = memory
+        self._force = force
+
+    def send(self, job: _Job, progress: Callable[[int], None]) -> _Sent:
+        """Upload one file; how it fared."""
+        try:
+            full = os.fsencode(os.path.abspath(job.path))
+            with Source(os.path.dirname(full), os.path.basename(full)) as source:
+                if not self._force:
+                    self._way.check(job)
+                sha256 = source.hash()
+                with self._memory.turn(sha256):
+                    return self._send(job, full, source, sha256, progress)
+        except SourceVanished:
+            return _Sent(job.name, "failed", message="there is no such file")
+        except PmwatchError as error:
+            return _Sent(job.name, "failed", message=error.message, hint=error.hint)
+
+    def _send(self, job: _Job, full: bytes, source: Source, sha256: str, progress: Callable[[int], None]) -> _Sent:
+        size = source.fingerprint.size
+        id_ = self._memory.begin(job, source, sha256, force=self._force)
+        if id_ is None:
+            return _Sent(job.name, "duplicate", size, sha256, "it has gone there already; --force sends it again")
+        try:
+            etag = self._way.send(full, source, progress)
+        except BaseException:
+            self._memory.drop(id_)
+            raise
+        return _Sent(job.name, "uploaded", size, sha256, self._memory.note(id_, sha256, etag))
 
 
 def _hosts(access: Access) -> Sequence[str]:
@@ -279,7 +363,7 @@ def _ledger(stack: ExitStack, settings: Settings | None) -> Ledger | None:
         return None
     try:
         os.stat(os.path.join(settings.state.dir, "ledger.db"))
-        ledger = Ledger.open(settings.state.dir)
+        return stack.enter_context(Ledger.open(settings.state.dir, older_too=False))
     except FileNotFoundError:
         return None
     except (OSError, LedgerError) as error:
@@ -289,8 +373,6 @@ def _ledger(stack: ExitStack, settings: Settings | None) -> Ledger | None:
             "what has gone before is not known, and what goes now is not recorded\n"
         )
         return None
-    stack.callback(ledger.close)
-    return ledger
 
 
 def _send_all(sender: _Sender, jobs: Sequence[_Job], *, parallel: int, quiet: bool) -> list[_Sent]:
@@ -342,19 +424,6 @@ def _so_far(job: _Job, future: Future[_Sent]) -> _Sent:
         return future.result(timeout=0)
     except TimeoutError:
         return _Sent(job.name, "interrupted", message="it may have arrived if it was at its end")
-
-
-def _send_model(client: Client, tenant_id: str, path: str, process: str) -> _Sent:
-    """Give a process, by id or name, the BPMN model in a file."""
-    try:
-        text = read_bpmn(path)
-        found = resolve(client, tenant_id, Target(tenant_id, "", "", process))
-        client.upload_bpmn(tenant_id, found.datatable_id, text)
-    except typer.BadParameter as wrong:
-        return _Sent(path, "failed", message=wrong.message.removeprefix(f"{path}: "))
-    except PmwatchError as error:
-        return _Sent(path, "failed", message=error.message, hint=error.hint)
-    return _Sent(path, "uploaded", len(text))
 
 
 def _tell(sent: Sequence[_Sent], *, as_json: bool) -> None:

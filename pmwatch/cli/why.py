@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -34,12 +35,11 @@ def why(
     absolute = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
     answer = ask_daemon(settings, "/api/v1/why", {"path": absolute})
     if answer is None:
-        ledger = Ledger.open(settings.state.dir, read_only=True) if _has_ledger(settings.state.dir) else None
-        answer = explain(
-            os.fsencode(absolute), folders=settings.folders, ledger=ledger, candidates=None, now=time.time()
-        ).as_dict()
-        if ledger is not None:
-            ledger.close()
+        has_ledger = os.path.exists(os.path.join(settings.state.dir, "ledger.db"))
+        with Ledger.open(settings.state.dir, read_only=True) if has_ledger else nullcontext() as ledger:
+            answer = explain(
+                os.fsencode(absolute), folders=settings.folders, ledger=ledger, candidates=None, now=time.time()
+            ).as_dict()
     if json:
         print_json(answer)
         return
@@ -51,7 +51,3 @@ def why(
     for delivery in answer["history"][1:]:
         age = format_duration(time.time() - delivery["settled_at"])
         out.print(f"  Before that, {age} ago: {delivery['state']} {delivery['outcome']} {delivery['reason']}".rstrip())
-
-
-def _has_ledger(state_dir: str) -> bool:
-    return os.path.exists(os.path.join(state_dir, "ledger.db"))

@@ -24,6 +24,8 @@ class Base:
 
     def __init__(self, path: str, *, read_only: bool = False) -> None:
         self.path = path
+        self.state_dir = os.path.dirname(path)
+        self._by_hand: dict[int, int] = {}  # what this process sends by hand, and the descriptor that locks it
         self.version_found = VERSION  # before it was migrated; 0 where it was made
         self._readers = make_engine(path, begin="BEGIN", pool=QueuePool, read_only=read_only)
         self._writing = None if read_only else make_engine(path, begin="BEGIN IMMEDIATE", pool=NullPool)
@@ -64,13 +66,21 @@ class Base:
             raise (translate(error) if isinstance(error, DBAPIError) else LedgerError(f"{path}: {error}")) from None
         return ledger
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and give up what this process still sends by hand."""
         if self._writer is not None:
             self._writer.close()
         if self._writing is not None:
             self._writing.dispose()
         self._readers.dispose()
+        while self._by_hand:
+            os.close(self._by_hand.popitem()[1])
 
     def _write(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
         if self._writer is None:

@@ -1,13 +1,15 @@
 """What people do to deliveries: try again, release, discard, send once more; and the record of who did it."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from pmwatch.ledger.base import Base
 from pmwatch.ledger.moves import (
+    UNORDERED_SUFFIX,
     add_count,
     delivery_of,
     destination_values,
@@ -16,18 +18,30 @@ from pmwatch.ledger.moves import (
     lane_of,
     lane_of_id,
     move_each,
+    move_one,
+    size_mark,
     target_names,
     target_of,
     target_values,
 )
 from pmwatch.ledger.schema import actions, deliveries
-from pmwatch.ledger.statements import BY_ID, FRESH_VALUES, INSERT, LAST_SEQ, LAST_SIZE, SETTLED_VALUES
-from pmwatch.ledger.values import Action, ByHand
+from pmwatch.ledger.statements import (
+    BY_ID,
+    FRESH_VALUES,
+    INSERT,
+    LAST_SEQ,
+    LAST_SIZE,
+    LATEST_EQUAL,
+    SETTLED_VALUES,
+)
+from pmwatch.ledger.values import Action, ByHand, Decided, Verdict
+from pmwatch.lock import lock_by_hand
 from pmwatch.model import BY_HAND, PENDING, Delivery, Order, Outcome, State
 
 _d: Final = deliveries.c
 _PEOPLES: Final = (State.FAILED, State.HELD)
 _UNDER_WAY: Final = (*PENDING, State.HELD, State.FAILED)
+_BEING_SENT: Final = select(_d.id).where(_d.folder == BY_HAND, _d.state == State.UPLOADING)
 
 
 class People(Base):
@@ -80,23 +94,58 @@ class People(Base):
 
         return self._write(work)
 
-    def uploaded_by_hand(self, sent: ByHand, *, by: Action) -> int:
-        """Record what a person sent past every folder, so that it counts as uploaded from now on; return its id."""
+    # ---- past every folder --------------------------------------------------------------------------------
 
-        def work(c: Connection) -> int:
-            values = FRESH_VALUES | fingerprint_values(sent.fingerprint) | target_names(sent.target)
-            values |= destination_values(sent.destination)
-            values |= {"lane": lane_of(sent.target, sent.destination, Order.ARRIVAL), "sort_key": b"", "attempts": 1}
-            values |= {"folder": BY_HAND, "path": sent.path, "current": None, "expected_sha256": "", "previous_id": 0}
-            values |= {"state": State.DONE, "outcome": Outcome.UPLOADED, "sha256": sent.sha256, "etag": sent.etag}
-            values |= dict.fromkeys(("seen_at", "settled_at", "claimed_at", "uploaded_at", "finished_at"), by.at)
-            values |= {"seq": int(c.execute(LAST_SEQ).scalar() or 0) + 1}
-            id_ = int(c.execute(INSERT, values).inserted_primary_key[0])  # type: ignore[index]  # as below
-            add_count(c, BY_HAND, State.DONE, 1)
+    def begin_by_hand(self, sent: ByHand, *, force: bool, now: float) -> Decided:
+        """Say whether content that a person sends still has to go, as for a delivery: `of` is then its own id.
+
+        Where it has to, it is `uploading` and reserved against an equal one, for as long as this process lives: then
+        comes `uploaded_by_hand` or `left_by_hand`. With `force` it goes in any case.
+        """
+        locks: list[int] = []
+
+        def work(c: Connection) -> Decided:
+            _drop_left(c, self.state_dir)
+            before, under_way = _equal_to(c, sent)
+            if not force and (before or under_way):
+                return Decided(Verdict.DUPLICATE, before) if before else Decided(Verdict.WAIT, under_way)
+            id_ = _enter_by_hand(c, sent, now, inflight=None if under_way else sent.sha256)
+            lock = lock_by_hand(self.state_dir, id_)
+            assert lock is not None, "nobody else knows a delivery that is not committed"
+            locks.append(lock)
+            return Decided(Verdict.SEND, id_)
+
+        try:
+            decided = self._write(work, durable=False)
+        except BaseException:
+            for lock in locks:
+                os.close(lock)
+            raise
+        if locks:
+            self._by_hand[decided.of] = locks[-1]
+        return decided
+
+    def uploaded_by_hand(self, id_: int, *, etag: str, by: Action) -> None:
+        """The storage confirmed it: it counts as uploaded from now on."""
+        values: dict[str, Any] = {"outcome": Outcome.UPLOADED, "etag": etag, "uploaded_at": by.at, "finished_at": by.at}
+
+        def work(c: Connection) -> None:
+            lane = str(c.execute(select(lane_of_id(id_))).scalar()).removesuffix(UNORDERED_SUFFIX)
+            move_one(c, id_, BY_HAND, State.UPLOADING, State.DONE, values | SETTLED_VALUES | {"lane": lane})
             _record(c, by, [id_])
-            return id_
 
-        return self._write(work)
+        self._write(work)
+        os.close(self._by_hand.pop(id_))
+
+    def left_by_hand(self, id_: int) -> None:
+        """It did not arrive: forget it, and let an equal one go."""
+        os.close(self._by_hand.pop(id_))
+        self.drop_left_by_hand()
+
+    def drop_left_by_hand(self) -> None:
+        """Forget what was being sent by hand by processes that have died, so that equal content may go."""
+        if self._read(lambda c: c.execute(_BEING_SENT).first()) is not None:
+            self._write(lambda c: _drop_left(c, self.state_dir), durable=False)
 
     def uploads(self, folder: str, *, since: float, until: float) -> list[Delivery]:
         """Return what a folder uploaded from `since` to `until` (epoch seconds), in that order, without repetitions."""
@@ -156,6 +205,41 @@ def ranges(ids: Iterable[int]) -> str:
     starts = [ordered[0], *(b for a, b in pairwise(ordered) if b != a + 1)]
     ends = [*(a for a, b in pairwise(ordered) if b != a + 1), ordered[-1]]
     return ",".join(f"{a}-{b}" if a != b else str(a) for a, b in zip(starts, ends, strict=True))
+
+
+def _equal_to(c: Connection, sent: ByHand) -> tuple[int, int]:
+    """Return which delivery of equal content has reached the datatable, and which may be under way (0: none)."""
+    size = sent.fingerprint.size
+    of_table = {"of_tenant": sent.destination.tenant_id, "of_table": sent.destination.datatable_id}
+    before = c.execute(LATEST_EQUAL, of_table | {"of_size": size, "hash": sent.sha256}).scalar()
+    under_way = select(_d.id).where(
+        _d.tenant_id == sent.destination.tenant_id,
+        _d.datatable_id == sent.destination.datatable_id,
+        _d.inflight_sha256.in_((sent.sha256, size_mark(size))),
+    )
+    return int(before or 0), int(c.execute(under_way).scalar() or 0)
+
+
+def _enter_by_hand(c: Connection, sent: ByHand, now: float, *, inflight: str | None) -> int:
+    values = FRESH_VALUES | fingerprint_values(sent.fingerprint) | target_names(sent.target)
+    values |= destination_values(sent.destination)
+    lane = lane_of(sent.target, sent.destination, Order.NONE)  # until it has arrived: nothing waits behind it
+    values |= {"lane": lane, "sort_key": b"", "attempts": 1}
+    values |= {"folder": BY_HAND, "path": sent.path, "current": None, "expected_sha256": "", "previous_id": 0}
+    values |= {"state": State.UPLOADING, "sha256": sent.sha256, "inflight_sha256": inflight}
+    values |= dict.fromkeys(("seen_at", "settled_at", "claimed_at"), now)
+    values |= {"seq": int(c.execute(LAST_SEQ).scalar() or 0) + 1}
+    add_count(c, BY_HAND, State.UPLOADING, 1)
+    return int(c.execute(INSERT, values).inserted_primary_key[0])  # type: ignore[index]  # as below
+
+
+def _drop_left(c: Connection, state_dir: str) -> None:
+    for id_ in c.execute(_BEING_SENT).scalars().all():
+        lock = lock_by_hand(state_dir, id_)
+        if lock is not None:
+            c.execute(delete(deliveries).where(_d.id == id_))
+            add_count(c, BY_HAND, State.UPLOADING, -1)
+            os.close(lock)
 
 
 def _record(c: Connection, by: Action, ids: Iterable[int]) -> int:

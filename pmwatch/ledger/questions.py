@@ -11,7 +11,7 @@ from pmwatch.ledger.moves import delivery_of, lane_is_ordered, lane_of_id
 from pmwatch.ledger.schema import counts, deliveries
 from pmwatch.ledger.statements import BEHIND, BLOCKING, ENDED_BADLY, RETRIED_HEADS, RETRIED_NOW
 from pmwatch.ledger.values import Blocker
-from pmwatch.model import WAITING, Delivery, Destination, Outcome, State
+from pmwatch.model import BY_HAND, WAITING, Delivery, State
 
 _d: Final = deliveries.c
 
@@ -73,20 +73,14 @@ class Questions(Base):
         row = self._read(lambda c: c.execute(first).first())
         return delivery_of(row) if row is not None else None
 
-    def has_uploaded(self, destination: Destination, sha256: str) -> bool:
-        """Tell whether this content has reached a datatable."""
-        where = and_(_d.tenant_id == destination.tenant_id, _d.datatable_id == destination.datatable_id)
-        query = select(_d.id).where(where, _d.sha256 == sha256, _d.outcome == Outcome.UPLOADED).limit(1)
-        return self._read(lambda c: c.execute(query).first()) is not None
-
     def counts(self) -> dict[tuple[str, str], int]:
         """Return how many deliveries there are by folder and state, from a table kept in the same transactions."""
         rows = self._read(lambda c: c.execute(select(counts)).all())
         return {(row.folder, row.state): row.n for row in rows}
 
     def total(self, *states: State) -> int:
-        """Return how many deliveries are in any of these states."""
-        return sum(n for (_, state), n in self.counts().items() if state in states)
+        """Return how many deliveries of folders are in any of these states."""
+        return sum(n for (folder, state), n in self.counts().items() if state in states and folder != BY_HAND)
 
     def oldest_pending(self) -> dict[str, float]:
         """Return, by folder, when (epoch seconds) the oldest delivery settled that is not uploaded yet."""

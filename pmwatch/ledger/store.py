@@ -53,7 +53,7 @@ from pmwatch.ledger.statements import (
     WAITING,
 )
 from pmwatch.ledger.values import Arrived, Decided, Disposed, Known, Verdict
-from pmwatch.model import Dedup, Delivery, Destination, Fingerprint, Order, Outcome, Settled, State, Target
+from pmwatch.model import BY_HAND, Dedup, Delivery, Destination, Fingerprint, Order, Outcome, Settled, State, Target
 
 _FOLDER_REMOVED: Final = "folder_removed"
 _d: Final = deliveries.c
@@ -81,7 +81,7 @@ class Ledger(People, Care, Questions):
 
         def work(c: Connection) -> int:
             c.execute(update(deliveries).where(_d.state == State.UPLOADED).values(not_before=0.0))
-            rows = c.execute(select(deliveries).where(_d.state == State.UPLOADING)).all()
+            rows = c.execute(select(deliveries).where(_d.state == State.UPLOADING, _d.folder != BY_HAND)).all()
             for row in rows:
                 reached("during_recovery")
                 tries = row.recoveries + 1

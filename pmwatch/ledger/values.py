@@ -21,14 +21,13 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class ByHand:
-    """A file that a person sent past every folder; `path` is absolute, or only a name where there is no file."""
+    """A file that a person sends past every folder; `path` is absolute, or only a name where there is no file."""
 
     path: bytes
     fingerprint: Fingerprint
     target: Target
     destination: Destination
     sha256: str
-    etag: str
 
 
 class StaleClaim(LedgerError):

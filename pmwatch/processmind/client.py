@@ -598,7 +598,7 @@ class Client:
         query: dict[str, str] | None = None,
         body: Fields | None = None,
     ) -> _T:
-        url = "/".join((self._base, *(_segment(part) for part in path)))
+        url = self._base + path_of(path)
         headers = {"x-api-key": self._key, "accept": "application/json"}
         if query:
             url += "?" + urlencode(query, quote_via=quote, safe="")
@@ -643,6 +643,13 @@ def _tenant_flags(*, active: bool, admin: bool, developer: bool) -> Fields:
 
 def _mapping(display_name: str, color: str, *, show_by_default: bool) -> Fields:
     return {"displayName": display_name, "color": {"id": color}, "showByDefault": show_by_default}
+
+
+def path_of(parts: Sequence[str]) -> str:
+    """Return the path of these segments. Raises DestinationUnknown where one is empty: that would be another path."""
+    if not all(parts):
+        raise DestinationUnknown("an id is empty", hint=_NO_SUCH_ID)
+    return "".join(f"/{_segment(part)}" for part in parts)
 
 
 def _segment(text: str) -> str:

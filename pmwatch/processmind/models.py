@@ -28,7 +28,7 @@ class Datatable(Answer):
     dataset_id: str = Field(
         "", validation_alias=AliasChoices("datasetId", "dataSetId", "dataset_id"), serialization_alias="datasetId"
     )
-    row_count: int | None = Field(None, alias="rowCount")
+    row_count: int | None = Field(None, alias="rowCount", lt=2**63)  # as many as the ledger can hold
 
 
 class Dataset(Answer):

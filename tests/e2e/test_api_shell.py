@@ -151,6 +151,16 @@ def test_a_pipe_gets_every_column_and_json_the_names_and_facts_of_the_api(
     assert deleted == "success: true\n"
 
 
+def test_names_that_others_gave_do_nothing_to_a_terminal(sandbox: SandboxServer, api: Commands) -> None:
+    tenant = sandbox.tenants[0]
+    with Client(tenant["api_key"], base_url=sandbox.base_url) as client:
+        process = client.create_process(tenant["id"], "a\x1b[2J\nb").id
+    for words in (("process", "list"), ("process", "get", process)):
+        shown = api(*words).stdout
+        assert "a\\x1b[2J\\x0ab" in shown
+        assert "\x1b" not in shown
+
+
 def test_ids_are_offered_where_there_are_some_and_an_update_is_shown_with_what_stays(
     sandbox: SandboxServer, api: Commands
 ) -> None:

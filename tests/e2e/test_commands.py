@@ -1,5 +1,6 @@
 """The commands as processes: what scripts and people rely on."""
 
+import ast
 import json
 import os
 import re
@@ -14,7 +15,10 @@ import typer.main
 
 from pmwatch import Client, __version__
 from pmwatch.cli import COMMANDS, load, main
-from support.daemon import wait_for
+from pmwatch.ledger import Action, ByHand, Ledger
+from pmwatch.model import BY_HAND
+from support.daemon import Daemon, folder_toml, wait_for
+from support.ledgers import DESTINATION, TARGET, drop, look, sha
 
 app = load()
 
@@ -132,3 +136,47 @@ def test_the_ledger_is_not_loaded_by_what_does_not_need_it() -> None:
     assert (
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
     )
+
+
+def test_history_in_a_pipe_is_never_cut_and_knows_what_came_by_hand(tmp_path: Path) -> None:
+    folder = folder_toml("orders", tmp_path / "drop", tenant="acme", datatable="table-1")
+    daemon = Daemon(tmp_path, base_url="http://127.0.0.1:1", tenants={"acme": ("tenant-1", "k")}, folders=folder)
+    daemon.write_config()
+    daemon.state.mkdir()
+    name, by_hand = f"{'a-very-long-name-' * 12}.csv", f"/home/ann/{'b' * 150}.csv"
+    with Ledger.open(str(daemon.state)) as ledger:
+        drop(ledger, name)
+        one = ByHand(by_hand.encode(), look(), TARGET, DESTINATION, sha("A"))
+        id_ = ledger.begin_by_hand(one, force=False, now=1.0).of
+        ledger.uploaded_by_hand(id_, etag="", by=Action(2.0, "ann", "upload"))
+    everything = daemon.command("history").stdout
+    assert f" {name} " in everything
+    assert f" {by_hand} " in everything
+    only = daemon.command("history", "--folder", BY_HAND).stdout
+    assert f" {by_hand} " in only
+    assert name not in only
+    assert f" {name} " in daemon.command("status").stdout
+    wrong = daemon.command("history", "--folder", "oders")
+    assert (wrong.returncode, "known folders: orders" in wrong.stderr) == (2, True)
+
+
+def test_every_ledger_that_a_command_opens_is_closed_whatever_happens() -> None:
+    opened = []
+    for path in sorted((ROOT / "pmwatch" / "cli").glob("*.py")):
+        if path.name == "common.py":
+            continue
+        tree = ast.parse(path.read_text())
+        nodes = list(ast.walk(tree))
+        entered: list[ast.AST] = [
+            item.context_expr for node in nodes if isinstance(node, ast.With) for item in node.items
+        ]
+        entered += [node for node in nodes if _is_call(node, "enter_context")]
+        safe = {id(one) for whole in entered for one in ast.walk(whole)}
+        calls = [node for node in nodes if _is_call(node, "open_ledger") or _is_call(node, "Ledger.open")]
+        opened += calls
+        assert [path.name for node in calls if id(node) not in safe] == []
+    assert len(opened) > 10
+
+
+def _is_call(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith(name)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pmwatch.sandbox import SandboxServer
-from support.daemon import Daemon, folder_toml, stored, wait_for
+from support.daemon import Daemon, folder_toml, stored
 
 
 def tables(sandbox: SandboxServer) -> set[str]:
@@ -23,13 +23,23 @@ def test_the_datatable_is_created_with_the_first_file_in_a_dataset_that_is_there
     before = tables(sandbox)
     with Daemon.for_sandbox(tmp_path, sandbox, folders) as daemon:
         daemon.start()
-        wait_for("names were looked for", lambda: daemon.events("destination unknown"))
+        daemon.wait_event("destination will be created with its first file", count=2)
+        assert daemon.events("destination unknown") == []
         assert tables(sandbox) == before, "nothing is created for no file"
         for directory in (drop, other):
             (directory / f"{directory.name}.csv").write_text(f"id\n{directory.name}\n")
         daemon.wait_done(2)
         assert tables(sandbox) - before == {f"{there}/Brand new", "New dataset/Brand new"}
         assert set(stored(sandbox)) == {"drop.csv", "other.csv"}
+
+
+def test_one_run_creates_it_as_well(tmp_path: Path, sandbox: SandboxServer, drop: Path) -> None:
+    folder = folder_toml("orders", drop, datatable="New dataset/Brand new", create_missing="true")
+    with Daemon.for_sandbox(tmp_path, sandbox, folder) as daemon:
+        (drop / "a.csv").write_text("id\n1\n")
+        daemon.start("--once", wait=False)
+        assert daemon.wait() == 0, daemon.log_text()
+        assert set(stored(sandbox)) == {"a.csv"}
 
 
 @pytest.mark.parametrize(("datatable", "create"), [("Nowhere/Orders", "false"), ("lonely-id", "true")])

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pmwatch.ledger import Ledger
+from pmwatch.ledger import Action, ByHand, Ledger, StateLock, Verdict
+from pmwatch.model import Dedup, Delivery, Destination, Fingerprint, Target
 from pmwatch.retention import forget
 from pmwatch.sandbox import Fault, SandboxServer
-from support.daemon import Daemon, folder_toml, stored, table_id
+from support.daemon import Daemon, folder_toml, stored, table_id, wait_for
+from support.ledgers import claimed, settled, succeed
 from support.terminal import on_terminal
 
 BPMN = b'<?xml version="1.0"?><definitions xmlns="http://www.omg.org/spec/BPMN/20100524/MODEL"/>'
@@ -157,6 +159,9 @@ def test_what_cannot_go_is_named_with_a_hint_and_the_rest_goes(tmp_path: Path, s
         (["-", "--name", "../a.csv", "--to", "acme/x"], "without directories"),
         (["-", "-", "--name", "a.csv", "--to", "acme/x"], "once"),
         (["a.bpmn", "--to", "acme/x", "--process", "p"], "tenant alone"),
+        (["a.bpmn", "--to", "acme", "--process", ""], "may not be empty"),
+        (["", "--to", "acme/x"], "may not be empty"),
+        (["a.csv", "--to", "/x/y"], "TENANT/DATASET/DATATABLE"),
     ],
 )
 def test_wrong_usage_exits_2(sandbox: SandboxServer, words: list[str], said: str) -> None:
@@ -188,7 +193,7 @@ def test_a_model_goes_to_its_process_by_name(tmp_path: Path, sandbox: SandboxSer
         assert (wrong.returncode, b"it is no BPMN 2.0 model" in wrong.stdout) == (1, True)
         (tmp_path / "o2c.bpmn").write_bytes(BPMN)
         unknown = upload(sandbox, str(tmp_path / "o2c.bpmn"), "--to", tenant["id"], "--process", "Nothing")
-        assert b"The tenant has: Order to cash." in unknown.stdout
+        assert b"The tenant has: Order to cash." in unknown.stderr
 
 
 def test_what_the_ledger_knows_as_uploaded_does_not_go_again_unless_forced(
@@ -240,6 +245,135 @@ def test_what_was_uploaded_by_hand_is_known_from_then_on(tmp_path: Path, sandbox
         assert forget(ledger, {}, before=time.time() + 60) == 1
         assert ledger.counts()["(upload)", "done"] == 1
         ledger.close()
+
+
+CONTENT = b"id\n1\n"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def destination(sandbox: SandboxServer) -> Destination:
+    tenant = sandbox.tenants[0]
+    return Destination(tenant["id"], tenant["datasets"][0]["id"], table_id(sandbox))
+
+
+def under_way(ledger: Ledger, sandbox: SandboxServer, drop: Path) -> Delivery:
+    """Let a folder's file be on its way, as far as the ledger knows."""
+    (drop / "dropped.csv").write_bytes(CONTENT)
+    target = Target("demo", table_id(sandbox))
+    ledger.resolve(target, destination(sandbox))
+    look = Fingerprint.of((drop / "dropped.csv").stat())
+    ledger.enqueue([settled("dropped.csv", look, target=target)])
+    delivery = claimed(ledger)
+    assert ledger.decide([(delivery, SHA256, Dedup.CONTENT)])[0].verdict is Verdict.SEND
+    return delivery
+
+
+def test_what_a_folder_is_sending_is_waited_for_and_does_not_go_again(
+    tmp_path: Path, sandbox: SandboxServer, drop: Path
+) -> None:
+    daemon = Daemon.for_sandbox(tmp_path, sandbox, folder_toml("orders", drop, datatable=table_id(sandbox)))
+    daemon.write_config()
+    daemon.state.mkdir()
+    (tmp_path / "a.csv").write_bytes(CONTENT)
+    lock = StateLock(str(daemon.state))
+    lock.acquire()
+    with Ledger.open(str(daemon.state)) as ledger:
+        delivery = under_way(ledger, sandbox, drop)
+        line = [sys.executable, "-m", "pmwatch", "upload", str(tmp_path / "a.csv"), "--config", str(daemon.config)]
+        line += ["--to", f"demo/{table_id(sandbox)}"]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as upload:
+            assert upload.stderr is not None
+            assert "the same content is on its way" in upload.stderr.readline()
+            succeed(ledger, delivery, CONTENT.decode())
+            told, _ = upload.communicate(timeout=60)
+        assert upload.returncode == 0
+        assert "a.csv: duplicate" in told
+        assert stored(sandbox) == {}
+    lock.release()
+
+
+def test_what_a_daemon_that_died_was_sending_is_left_to_it_unless_forced(
+    tmp_path: Path, sandbox: SandboxServer, drop: Path
+) -> None:
+    daemon = Daemon.for_sandbox(tmp_path, sandbox, folder_toml("orders", drop, datatable=table_id(sandbox)))
+    daemon.write_config()
+    daemon.state.mkdir()
+    (tmp_path / "a.csv").write_bytes(CONTENT)
+    with Ledger.open(str(daemon.state)) as ledger:
+        under_way(ledger, sandbox, drop)
+    words = ["upload", str(tmp_path / "a.csv"), "--to", f"demo/{table_id(sandbox)}"]
+    done = daemon.command(*words)
+    assert done.returncode == 1
+    assert "was on its way when pmwatch ended: dropped.csv of folder orders" in done.stdout
+    assert "--force" in done.stdout
+    assert daemon.command(*words, "--force").returncode == 0
+    assert list(stored(sandbox)) == ["a.csv"]
+
+
+def test_a_folder_waits_for_what_is_being_uploaded_by_hand(tmp_path: Path, sandbox: SandboxServer, drop: Path) -> None:
+    with Daemon.for_sandbox(tmp_path, sandbox, folder_toml("orders", drop, datatable=table_id(sandbox))) as daemon:
+        daemon.start()
+        with Ledger.open(str(daemon.state)) as ledger:
+            look = Fingerprint(len(CONTENT), 1, 1, 1, 1)
+            target = Target("demo", table_id(sandbox))
+            one = ByHand(b"/home/ann/a.csv", look, target, destination(sandbox), SHA256)
+            by_hand = ledger.begin_by_hand(one, force=False, now=time.time())
+            (drop / "dropped.csv").write_bytes(CONTENT)
+            wait_for("the folder's file waits", lambda: [d for d in daemon.deliveries() if d.reason])
+            assert stored(sandbox) == {}
+            ledger.uploaded_by_hand(by_hand.of, etag="", by=Action(time.time(), "ann", "upload"))
+        [_, dropped] = daemon.wait_done(2)
+        assert (dropped.outcome, dropped.duplicate_of) == ("duplicate", by_hand.of)
+        assert stored(sandbox) == {}
+        assert daemon.stop() == 0
+
+
+def test_what_was_killed_in_the_middle_does_not_keep_a_folder_from_sending_it(
+    tmp_path: Path, sandbox: SandboxServer, drop: Path
+) -> None:
+    daemon = Daemon.for_sandbox(tmp_path, sandbox, folder_toml("orders", drop, datatable=table_id(sandbox)))
+    with daemon.start():
+        assert daemon.stop() == 0  # there is a ledger now
+    content = os.urandom(3_000_000)
+    (tmp_path / "a.csv").write_bytes(content)
+    line = [sys.executable, "-m", "pmwatch", "upload", str(tmp_path / "a.csv"), "--config", str(daemon.config)]
+    line += ["--to", f"demo/{table_id(sandbox)}"]
+    # read once for its hash (two passes in the middle), then for the body
+    died = subprocess.run(line, capture_output=True, check=False, env={**os.environ, "PMWATCH_FAILPOINT": "mid_body:4"})
+    assert died.returncode == -9, died.stderr
+    assert [(one.folder, str(one.state)) for one in daemon.deliveries()] == [("(upload)", "uploading")]
+    (drop / "dropped.csv").write_bytes(content)
+    with daemon.start():
+        daemon.wait_done(1)
+        assert stored(sandbox) == {"dropped.csv": content}
+        assert [one.folder for one in daemon.deliveries()] == ["orders"]
+        assert daemon.stop() == 0
+
+
+def test_a_model_is_recorded_and_goes_once_like_any_file(tmp_path: Path, sandbox: SandboxServer, drop: Path) -> None:
+    from pmwatch import Client
+
+    tenant = sandbox.tenants[0]
+    with Client(tenant["api_key"], base_url=sandbox.base_url) as client:
+        process = client.create_process(tenant["id"], "Order to cash")
+        folder = folder_toml("models", drop, process='"Order to cash"')
+        with Daemon.for_sandbox(tmp_path, sandbox, folder) as daemon:
+            daemon.start()
+            (tmp_path / "o2c.bpmn").write_bytes(BPMN)
+            words = ["upload", str(tmp_path / "o2c.bpmn"), "--to", "demo", "--process", "Order to cash"]
+            assert "o2c.bpmn: uploaded" in daemon.command(*words).stdout
+            assert "o2c.bpmn: duplicate" in daemon.command(*words).stdout
+            (drop / "dropped.bpmn").write_bytes(BPMN)
+            daemon.wait_done(2)
+            told = json.loads(daemon.command("history", "--json").stdout)
+            assert [(one["folder"], one["outcome"], one["target"]) for one in told["deliveries"]] == [
+                ("models", "duplicate", "demo/process:Order to cash"),
+                ("(upload)", "uploaded", "demo/process:Order to cash"),
+            ]
+            assert client.process(tenant["id"], process.id).designer_model_id
+            assert "uploaded" in daemon.command(*words, "--force").stdout
+            assert len([one for one in sandbox.requests() if one.path.endswith("/bpmn")]) == 2
+            assert daemon.stop() == 0
 
 
 def test_a_ledger_that_cannot_be_used_is_told_and_stops_nobody(

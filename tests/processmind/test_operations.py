@@ -16,9 +16,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from pmwatch import Client
+from pmwatch.cli import main
 from pmwatch.cli.api import COMMANDS
 from pmwatch.errors import (
     DestinationUnknown,
@@ -26,6 +29,7 @@ from pmwatch.errors import (
     PmwatchError,
     Refused,
     Rejected,
+    RemoteError,
     ServerFault,
     SourceChanged,
 )
@@ -334,6 +338,45 @@ def test_an_id_never_changes_the_path(id_: str) -> None:
     assert "/../" not in asked.target
 
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([2**63, -(10**400), float("inf"), float("nan"), "\ud800"])
+    | st.text(),
+    lambda below: st.lists(below) | st.dictionaries(st.sampled_from(["id", "rowCount", "message", "data"]), below),
+    max_leaves=20,
+)
+
+
+@given(
+    said=JSON, cut=st.floats(0, 1), status=st.sampled_from([200, 200, 200, 404, 500]), row=st.sampled_from(OPERATIONS)
+)
+def test_no_answer_whatever_is_more_than_one_clear_error(said: Any, cut: float, status: int, row: Row) -> None:
+    whole = json.dumps(said).encode()
+    needed = inspect.signature(getattr(Client, row.client)).parameters.values()
+    words = [one.name for one in needed if one.default is one.empty and one.name not in ("self", "tenant_id")]
+    with (
+        ScriptedServer(answer(status, whole[: round(cut * len(whole))])) as server,
+        Client("k", base_url=server.url, retries=False) as client,
+    ):
+        try:
+            answered = getattr(client, row.client)("t", **dict.fromkeys(words, "x"))
+        except RemoteError as error:
+            answered = error.message
+    assert answered or isinstance(answered, list)
+    assert isinstance(answered, str | list | BaseModel)
+
+
+def test_an_empty_id_is_no_id() -> None:
+    with ScriptedServer() as server, Client("k", base_url=server.url) as client:
+        for ask in (lambda: client.delete_dataset("t", ""), lambda: client.processes("")):
+            with pytest.raises(DestinationUnknown, match="an id is empty") as caught:
+                ask()
+            assert caught.value.hint
+        assert server.requests == []
+
+
 def test_reading_is_tried_again_and_writing_never_is() -> None:
     naps: list[float] = []
     server = ScriptedServer(answer(503), answer(500), answer(200, b"[]"))
@@ -381,6 +424,42 @@ def pmwatch_api(world: World, *words: str, stdin: str = "") -> subprocess.Comple
     return subprocess.run(line, capture_output=True, text=True, check=False, env=env, input=stdin)
 
 
+def words_of(given: list[Any], named: dict[str, Any]) -> list[str]:
+    """Return the arguments of a method as those of its command."""
+    words = [str(one) for one in given]
+    for name, value in named.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            words += [f"--{option}", str(value)]
+    return words
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_the_operation_works(
+    world: World, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = row_of(name)
+    given, named = world.arguments.get(name, ([], {}))
+    (tmp_path / "model.bpmn").write_text(BPMN)
+    words = words_of([str(tmp_path / "model.bpmn") if one == BPMN else one for one in given], named)
+    words += ["--yes"] if row.method == "DELETE" else []
+    monkeypatch.setenv("PMWATCH_API_KEY", world.server.tenants[0]["api_key"])
+    monkeypatch.setenv("PMWATCH_API_BASE_URL", world.server.base_url)
+    monkeypatch.setattr(
+        "sys.argv", ["pmwatch", "api", *row.command.split(), *words, "--json", "--tenant", world.tenant]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr()
+    assert not ended.value.code, told.err
+    assert isinstance(json.loads(told.out), list | dict | str)
+    asked = world.server.requests()[-1]
+    assert (asked.method, asked.status // 100) == (row.method, 2)
+    assert re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", row.path), asked.path)
+
+
 def test_commands_read_write_ask_before_deleting_and_show_what_they_would_send(world: World, tmp_path: Path) -> None:
     created = pmwatch_api(world, "process", "create", "Claims", "--json")
     assert created.returncode == 0, created.stderr
@@ -400,6 +479,8 @@ def test_commands_read_write_ask_before_deleting_and_show_what_they_would_send(w
     assert len(world.client.processes(world.tenant)) == 2
     assert pmwatch_api(world, "process", "delete", process, "--yes").returncode == 0
     assert len(world.client.processes(world.tenant)) == 1
+    dry = json.loads(pmwatch_api(world, "process", "delete", "../x", "--dry-run").stdout)
+    assert dry["path"] == f"/tenant/{world.tenant}/processes/..%2Fx", "as it would be sent"
     wrong = pmwatch_api(world, "process", "get", "none")
     assert wrong.returncode == 1
     assert "Process not found" in wrong.stderr
@@ -407,7 +488,9 @@ def test_commands_read_write_ask_before_deleting_and_show_what_they_would_send(w
     assert "Traceback" not in wrong.stderr
 
 
-def test_commands_take_tenant_and_key_from_the_configuration(world: World, tmp_path: Path) -> None:
+def test_commands_take_tenant_and_key_from_the_configuration(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "config.toml"
     keys = [
         f'[[tenants]]\nname = "{one["name"]}"\nid = "{one["id"]}"\napi_key = "{one["api_key"]}"\n'
@@ -426,6 +509,12 @@ def test_commands_take_tenant_and_key_from_the_configuration(world: World, tmp_p
     assert several.returncode == 1
     assert "acme, globex" in several.stderr
     assert run("dataset", "list", "--tenant", "nobody").returncode == 1
+    monkeypatch.setenv("PMWATCH_API_KEY", "of somebody else")
+    monkeypatch.setenv("PMWATCH_API_BASE_URL", world.server.base_url)
+    assert "Sales" in run("dataset", "list", "--tenant", "acme").stdout, "a configuration that is named comes first"
+    assert "answered 401" in run("dataset", "list", "--tenant", world.tenant + "x").stderr
+    config.unlink()
+    assert run("dataset", "list", "--tenant", "acme").returncode == 78
 
 
 # ---- the sandbox's own description -------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ STATUS = {
         }
     ],
     "gates": [{"name": "acme", "open": False, "message": "401", "hint": "new key", "closed_seconds": 61.0}],
+    "slowed": {"globex": 3},
     "destinations": [{"target": "acme/y", "message": "unknown", "hint": "nearest: x"}],
     "deliveries": [
         {"path": "<img src=x>", "folder": "f", "size": 5, "state": "failed", "outcome": "", "reason": "r",
@@ -62,6 +63,11 @@ def test_the_page_escapes_everything_that_comes_from_outside() -> None:
     assert "new key" in page.text
     assert "1m 1s" in page.text
     assert page.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_the_page_tells_who_is_slowed_down() -> None:
+    page = run("/").text
+    assert "<tr><td>globex<td>It was asked to slow down (429 or 503).<td>3 uploads at a time for now" in page
 
 
 @pytest.mark.parametrize("path", ["/", "/api/v1/status", "/api/v1/why?path=/a"])

@@ -20,8 +20,8 @@ _MOST_NAMED = 20
 class Account:
     """The files of one folder, counted by state and by verdict, and what pmwatch moved to archive and quarantine.
 
-    `unaccounted` files have no state and no verdict, and `named` are the first few of them. `missing` were archived,
-    and are not in the archive any more.
+    `unaccounted` files have no state and no verdict, and `named` are the first few of them. What was archived and is
+    not there any more is counted with the archive: it was uploaded, and people may clear an archive.
     """
 
     folder: str
@@ -29,7 +29,6 @@ class Account:
     verdicts: Counter[str] = field(default_factory=Counter)
     archive: Counter[str] = field(default_factory=Counter)
     unaccounted: int = 0
-    missing: int = 0
     named: list[str] = field(default_factory=list)
 
     def name(self, path: str) -> None:
@@ -46,7 +45,6 @@ class Account:
             "verdicts": dict(self.verdicts),
             "archive": dict(self.archive),
             "unaccounted": self.unaccounted,
-            "missing": self.missing,
             "named": self.named,
         }
 
@@ -82,9 +80,7 @@ def _account_for_archive(account: Account, folder: Folder, ledger: Ledger) -> No
     after = 0
     while found := ledger.archived_before(folder.name, float("inf"), after_id=after):
         after = found[-1].id
-        gone = sum(not os.path.lexists(one.location) for one in found)
-        account.missing += gone
-        account.archive["missing"] += gone
+        account.archive.update("removed by others" for one in found if not os.path.lexists(one.location))
 
 
 def _moved(root: bytes) -> Iterator[bytes]:

@@ -88,16 +88,34 @@ def _open(name: bytes, flags: int, directory: int | None, path: bytes) -> int:
         raise SourceUnreadable(f"{display(path)} cannot be opened: {error.strerror}") from None
 
 
-def is_away(root: bytes, path: bytes, device: int) -> bool:
-    """Tell whether a file that is not there may be on a file system (`device`) that is not mounted now."""
+def is_away(root: bytes, path: bytes, device: int, *, marker: str = "") -> bool:
+    """Tell whether a file that is not there may lie on a file system that is not mounted now.
+
+    It did when `device` was noted, but numbers change with a reboot or a new mount. So another number alone tells
+    nothing: away is what lay below an empty directory that nothing is mounted on, or below a root without its `marker`.
+    """
+    if marker:
+        return look(root, os.fsencode(marker)) is None
     try:
-        here = os.stat(root).st_dev
+        directory = _deepest(root, path)
+        here = os.stat(directory).st_dev
+        if here == device or here != os.stat(os.path.join(directory, b"..")).st_dev:
+            return False
+        with os.scandir(directory) as entries:
+            return next(entries, None) is None
     except OSError:
         return True
-    if here == device:
-        return False
-    inside = look(root, os.path.dirname(path)) if b"/" in path else None
-    return inside is None or inside.st_dev != device
+
+
+def _deepest(root: bytes, path: bytes) -> bytes:
+    """Return the deepest directory on the way from the root to `path` that is there."""
+    below = os.path.dirname(path)
+    while below:
+        st = look(root, below)
+        if st is not None and stat.S_ISDIR(st.st_mode):
+            return os.path.join(root, below)
+        below = os.path.dirname(below)
+    return root
 
 
 def is_regular(st: os.stat_result) -> bool:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from pmwatch.files import is_regular, look
+from pmwatch.files import is_away, is_regular, look
 from pmwatch.ledger import Ledger
 from pmwatch.model import BY_HAND, Delivery, Fingerprint, Folder
 
@@ -77,15 +77,5 @@ def _may_be_on_disk(delivery: Delivery, folder: Folder | None) -> bool:
     if delivery.location:
         directory, name = os.path.split(delivery.location)
         return look(directory, name) is not None or not os.path.isdir(folder.archive_dir)
-    return look(folder.root, delivery.path) is not None or _is_away(folder, delivery.fingerprint.device)
-
-
-def _is_away(folder: Folder, device: int) -> bool:
-    """Tell whether the folder is not there, or is the empty mount point of another file system than it was."""
-    try:
-        if folder.root_marker:
-            return look(folder.root, os.fsencode(folder.root_marker)) is None
-        with os.scandir(folder.root) as entries:
-            return os.stat(folder.root).st_dev != device and next(entries, None) is None
-    except OSError:
-        return True
+    gone = look(folder.root, delivery.path) is None
+    return not gone or is_away(folder.root, delivery.path, delivery.fingerprint.device, marker=folder.root_marker)

@@ -144,6 +144,7 @@ class Service:
         self._abort = threading.Event()
         self._intakes: dict[str, _Running] = {}
         self._unresolved: dict[Target, PmwatchError] = {}
+        self._with_files: set[Target] = set()  # of those that were not resolved when last looked at
         self._unchecked: set[Target] = set()
         self._unaccounted: dict[str, int] = {}
         self._intakes_started = 0
@@ -565,12 +566,14 @@ class Service:
 
         What the configuration names is resolved without waiting for a file, so that a mistake shows at start.
         """
-        waiting = set(self.ledger.unresolved()) | self._unchecked
+        with_files = set(self.ledger.unresolved())
+        waiting = with_files | self._unchecked
+        news = (waiting - set(self._unresolved)) | (with_files - self._with_files)  # a first file may create it
+        self._with_files = with_files
         now = time.monotonic()
-        if not waiting - set(self._unresolved) and (now < next_try or not waiting):
+        if not news and (now < next_try or not waiting):
             self._unresolved = {target: error for target, error in self._unresolved.items() if target in waiting}
             return next_try
-        with_files = set(self.ledger.unresolved())
         fared = self.uploader.resolve_names(
             waiting, may_create=lambda target: target in with_files and self._may_create(target)
         )

@@ -1,5 +1,6 @@
 """The commands, one file each."""
 
+import gc
 import importlib
 import inspect
 import os
@@ -89,8 +90,13 @@ def _options(
 
 def main() -> None:
     """Run the command line; every error of pmwatch's own ends as a message with a hint, never as a traceback."""
+    gc.disable()
     try:
-        load(sys.argv[1:])()
+        load(sys.argv[1:])
+        # What was imported stays to the end: no search for garbage need look at it, while it comes, now, or at exit.
+        gc.freeze()
+        gc.enable()
+        app()
     except ConfigError as error:
         _complain("the configuration is wrong:", *(f"  {problem}" for problem in error.problems), hint=error.hint)
         sys.exit(ExitCode.CONFIG)

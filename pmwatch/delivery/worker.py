@@ -677,7 +677,8 @@ class Uploader:
         delivery, now = attempt.delivery, self._now()
         if self._policy.given_up(now - (delivery.first_failed_at or now)):
             return False
-        return is_away(*source_of(delivery, attempt.folder), delivery.fingerprint.device)
+        marker = "" if delivery.location else attempt.folder.root_marker
+        return is_away(*source_of(delivery, attempt.folder), delivery.fingerprint.device, marker=marker)
 
     def _vanished(self, delivery: Delivery, error: PmwatchError) -> None:
         """The version that settled is gone; what stands there now, if anything, is looked at afresh."""

@@ -2,7 +2,8 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from delivery.test_worker import GIVE_UP_SECONDS, World
 from pmwatch.files import is_away
 from pmwatch.model import Order, State
+from support.services import missing
 
 
 @pytest.fixture
@@ -118,13 +120,61 @@ def test_another_folder_goes_on(world: World) -> None:
     assert world.get(there).state is State.DONE
 
 
+def test_a_renumbered_file_system_that_is_there_lets_what_is_gone_from_it_block_nobody(world: World) -> None:
+    gone, there = (world.settle(f"{number}.csv", b"%d" % number) for number in range(2))
+    (world.drop / "0.csv").unlink()
+    for id_ in (gone, there):
+        pretend_other_device(world, id_)  # as after a reboot
+    world.run()
+    assert [world.get(id_).state for id_ in (gone, there)] == [State.VANISHED, State.DONE]
+    assert world.stored() == [b"1"]
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Mount a new tmpfs on a directory, each with a number that no other had in this test."""
+    done: list[Path] = []
+
+    def mount_tmpfs(on: Path) -> None:
+        if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", on], capture_output=True, check=False).returncode:
+            missing("mount", "the Debian package mount, for root with the right to mount")
+        done.append(on)
+
+    yield mount_tmpfs
+    for path in reversed(done):
+        subprocess.run(["umount", path], capture_output=True, check=False)
+
+
+def test_a_real_mount_that_goes_and_comes_back_under_another_number(
+    world: World, tmp_path: Path, mounts: Callable[[Path], None]
+) -> None:
+    mounts(world.drop)
+    before = world.drop.stat().st_dev
+    id_ = world.settle("a.csv", b"id\n1\n")
+    subprocess.run(["umount", world.drop], check=True)
+    world.run()
+    assert (world.get(id_).state, world.get(id_).reason) == (State.QUEUED, "folder_away")
+    (tmp_path / "takes the old number").mkdir()
+    mounts(tmp_path / "takes the old number")
+    mounts(world.drop)
+    assert world.drop.stat().st_dev != before
+    world.clock.advance(120)
+    world.run()
+    assert world.get(id_).state is State.VANISHED
+
+
 def test_is_away(tmp_path: Path) -> None:
     root, here = os.fsencode(tmp_path), tmp_path.stat().st_dev
-    (tmp_path / "sub").mkdir()
     assert is_away(os.fsencode(tmp_path / "absent"), b"a.csv", here)
     assert not is_away(root, b"a.csv", here)
-    assert is_away(root, b"a.csv", here + 1)
+    assert is_away(root, b"a.csv", here + 1), "an empty directory that nothing is mounted on"
+    assert is_away(root, b"absent/a.csv", here + 1), "its mount point may be gone with it"
+    (tmp_path / "sub").mkdir()
+    assert not is_away(root, b"a.csv", here + 1)
     assert is_away(root, b"sub/a.csv", here + 1)
-    assert is_away(root, b"absent/a.csv", here + 1)  # its mount point may be gone with it
+    assert is_away(root, b"sub/deeper/a.csv", here + 1)
+    assert is_away(root, b"a.csv", here, marker=".mounted")
+    (tmp_path / ".mounted").touch()
+    assert not is_away(root, b"sub/a.csv", here + 1, marker=".mounted")
     proc = os.stat("/proc").st_dev
-    assert not is_away(b"/", b"proc/absent", proc)  # that is mounted below, and the file is not there
+    assert not is_away(b"/", b"proc/absent", proc), "that is mounted below, and the file is not there"

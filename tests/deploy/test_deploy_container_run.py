@@ -13,8 +13,9 @@ from urllib.request import urlopen
 import pytest
 
 from pmwatch.sandbox import SandboxServer
-from support.containers import BASE, Containers
+from support.containers import BASE, IMAGE, RUN, Containers
 from support.daemon import folder_toml, stored, table_id
+from support.pages import blocks
 from support.services import free_port
 
 pytestmark = pytest.mark.service("podman")
@@ -92,14 +93,13 @@ def test_the_same_source_gives_the_same_layers(containers: Containers) -> None:
 def test_it_gets_ready_uploads_is_well_and_stops(
     containers: Containers, installed: Installed, sandbox: SandboxServer
 ) -> None:
-    name = "pmwatch"
+    name = "pmwatch-ready"
     state = "-v=pmwatch-state:/var/lib/pmwatch"
     containers.start(name, *LOCKED_DOWN, "--stop-timeout", "45", state, *installed.mounts)
     containers.wait_for("ready", lambda: installed.answers("/readyz"), name=name)
-    (installed.drop / ".first.csv.part").write_text("id\n1\n")
-    (installed.drop / ".first.csv.part").rename(installed.drop / "first.csv")
+    write(installed.drop, "first.csv")
     containers.wait_for("the upload", lambda: bool(stored(sandbox)), name=name)
-    assert stored(sandbox) == {"first.csv": b"id\n1\n"}
+    assert stored(sandbox) == {"first.csv": b"id\nfirst.csv\n"}
     assert containers.health(name)
     assert containers.exec(name, "pmwatch", "health", "--ready").stdout == "ok\n"
     identity = containers.exec(name, "cat", "/proc/1/status").stdout
@@ -110,6 +110,38 @@ def test_it_gets_ready_uploads_is_well_and_stops(
     assert containers.stop(name, seconds=45) == 0
     assert events(containers.log(name))[-1] == "stopped"
     assert not containers.health(name)
+
+
+def test_an_upgrade_and_the_way_back_by_the_page(
+    containers: Containers, installed: Installed, sandbox: SandboxServer
+) -> None:
+    [run] = [block for block in blocks("README.md", "A container") if "podman run" in block]
+    run = run[run.index("podman run") :].replace(" -p 127.0.0.1:9108:9108", f" {' '.join(RUN)}")  # no bridge here
+    run = run.replace("/etc/pmwatch:/etc", f"{installed.etc}:/etc").replace("/srv/drop:", f"{installed.drop}:")
+    run = run.replace("pmwatch-state:", "upgraded:").replace("pmwatch:0.1.0", IMAGE)
+    containers.adopt("pmwatch")
+    containers.shell(run)
+    containers.wait_for("ready", lambda: installed.answers("/readyz"), name="pmwatch")
+    write(installed.drop, "first.csv")
+    containers.wait_for("the upload", lambda: bool(stored(sandbox)), name="pmwatch")
+
+    [upgrade] = blocks("docs/upgrading.md", "A container")
+    assert "checked" in containers.shell(upgrade)
+    containers.shell(run)
+    containers.wait_for("ready again", lambda: installed.answers("/readyz"), name="pmwatch")
+    assert "ready" in events(containers.shell("podman logs pmwatch"))
+    assert "0 unaccounted" in containers.shell("podman exec pmwatch pmwatch audit")
+
+    write(installed.drop, "since.csv")
+    containers.wait_for("the second upload", lambda: len(stored(sandbox)) == 2, name="pmwatch")
+    containers.shell("podman stop pmwatch && podman rm pmwatch")
+    back = re.sub(r"-d --name pmwatch|--stop-timeout 45", "--rm", run).rstrip()
+    back += " ledger rebuild --from /var/lib/pmwatch/before-upgrade.db --yes"
+    assert "1 files in the folders" in containers.shell(back)
+    containers.shell(run)
+    containers.wait_for("ready with the old ledger", lambda: installed.answers("/readyz"), name="pmwatch")
+    assert "since.csv" in containers.shell("podman exec pmwatch pmwatch history --state held")
+    assert len(stored(sandbox)) == 2, "nothing went twice"
 
 
 def test_beside_a_writer_of_another_user_the_doctor_says_what_cannot_be_seen(
@@ -135,6 +167,13 @@ def test_beside_a_writer_of_another_user_the_doctor_says_what_cannot_be_seen(
     why = containers.exec(name, "pmwatch", "why", "/srv/drop/slow.csv").stdout
     assert re.search(r"unknown.*another user", why, flags=re.DOTALL), why
     assert stored(sandbox) == {}
+
+
+def write(drop: Path, name: str) -> None:
+    """Let a whole file land."""
+    part = drop / f".{name}.part"
+    part.write_text(f"id\n{name}\n")
+    part.rename(drop / name)
 
 
 def events(log: str) -> list[str]:

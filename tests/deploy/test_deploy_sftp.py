@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from support.booted import PROGRAM, Booted
+from support.daemon import folder_toml
+from support.pages import blocks
 from support.services import require_tool
 
 SFTP = Path(__file__).resolve().parents[2] / "deploy" / "sftp"
@@ -20,6 +22,8 @@ LARGE = "head -c 6000000 /dev/urandom | base64 -w 100"
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     require_tool("sshd", "the Debian package openssh-server")
+    require_tool("rrsync", "the Debian package rsync")
+    require_tool("lftp", "the Debian package lftp")
     with Booted(tmp_path_factory.mktemp("sftp")) as booted:
         booted.run("systemd-run", "--unit=sandbox", PROGRAM, "sandbox", "--ready-file", "/run/ready.json", check=True)
         booted.wait_for("the sandbox", lambda: booted.run("test", "-s", "/run/ready.json").returncode == 0)
@@ -27,7 +31,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
         table = tenant["datasets"][0]["datatables"][0]["id"]
         told = '[api]\nbase_url = "http://127.0.0.1:9100"\n[defaults]\nsettle = "300ms"\nrescan_interval = "2s"\n'
         told += f'[[tenants]]\nname = "acme"\nid = "{tenant["id"]}"\n'
-        booted.write("/etc/pmwatch/config.toml", told + CONFIG.replace("Order to cash/Orders", table))
+        told += CONFIG.replace("Order to cash/Orders", table)
+        booted.write(
+            "/etc/pmwatch/config.toml", told + folder_toml("feed", Path("/srv/feed"), tenant="acme", datatable=table)
+        )
         booted.run(PROGRAM, "install", "systemd", check=True)
         booted.run("systemd-sysusers", "pmwatch.conf", check=True)
         booted.run("systemd-tmpfiles", "--create", "pmwatch.conf", check=True)
@@ -36,6 +43,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
         booted.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/partner", check=True)
         booted.write("/root/add-partner", (SFTP / "add-partner").read_text(), mode=0o755)
         booted.run("/root/add-partner", "acme", "/root/partner.pub", check=True)
+        make_account, _ = blocks("sftp/README.md", "rsync")
+        booted.run("sh", "-euc", make_account.replace("feeder.pub", "/root/partner.pub"), check=True)
         booted.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/root/host", check=True)
         plain = "ListenAddress 127.0.0.1\nPort 2222\nHostKey /root/host\nUsePAM no\nSubsystem sftp internal-sftp\n"
         booted.write("/root/sshd_config", plain + (SFTP / "sshd-partners.conf").read_text())
@@ -99,7 +108,32 @@ def test_links_lead_nowhere(machine: Booted) -> None:
     machine.run("sh", "-c", "printf 'id\\nlinked\\n' > /root/work/x.csv", check=True)
     done = sftp(machine, "ln -s /etc/passwd secret.csv", "ln -s ../../../../etc/shadow shadow.csv", "put x.csv x.csv")
     assert done.returncode == 0, done.stderr
+    for secret in ("/etc/shadow", "../../../../etc/shadow"):
+        assert sftp(machine, f"ln {secret} hard.csv").returncode != 0, "a hard link does not leave the chroot either"
     machine.wait_for("a later file", lambda: "x.csv" in arrived(machine))
     assert arrived(machine).keys() - before == {"x.csv"}
     told = machine.run(PROGRAM, "why", "/srv/sftp/acme/in/secret.csv")
     assert "symbolic link" in told.stdout, told
+
+
+def test_lftp_goes_by_the_line_of_the_page(machine: Booted) -> None:
+    [line] = [one for one in blocks("sftp/README.md", "Whole files only") if one.startswith("lftp")]
+    connect = f'set sftp:connect-program "ssh -a -x {SSH.replace("-P", "-p")}"'
+    machine.write("/root/.lftprc", f"{connect}\n")
+    line = f"HOME=/root {line.replace('sftp.example.com', '127.0.0.1')}"
+    machine.run("sh", "-euc", f"cd /root/work && printf 'id\\nlftp\\n' > orders.csv && {line}", check=True)
+    machine.wait_for("the upload", lambda: "orders.csv" in arrived(machine))
+    assert arrived(machine)["orders.csv"] == sha256(machine, "/root/work/orders.csv")
+
+
+def test_rsync_feeds_one_directory_by_the_lines_of_the_page_and_can_do_nothing_else(machine: Booted) -> None:
+    _, line = blocks("sftp/README.md", "rsync")
+    ssh = f"ssh {SSH.replace('-P', '-p')}"
+    line = line.replace("rsync ", f"rsync -e '{ssh}' ", 1).replace("sftp.example.com", "127.0.0.1")
+    line = line.replace("orders.csv", "fed.csv")
+    machine.run("sh", "-euc", f"cd /root/work && printf 'id\\nfed\\n' > fed.csv && {line}", check=True)
+    machine.wait_for("the upload", lambda: "fed.csv" in arrived(machine))
+    assert machine.run("stat", "-c", "%U:%G %a", "/srv/feed/fed.csv").stdout == "feeder:pmwatch 640\n"
+    assert machine.run("sh", "-c", f"{ssh} feeder@127.0.0.1 id").returncode != 0
+    read = machine.run("rsync", "-e", ssh, "feeder@127.0.0.1:fed.csv", "/root/work/back.csv")
+    assert read.returncode != 0, "it may only write"

@@ -4,23 +4,16 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from pmwatch.ledger import VERSION
 from support.booted import Booted
+from support.pages import DEPLOY, blocks
 from support.versions import DUMPS
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 STATE = "/var/lib/pmwatch"
 AT_HOME = '[api]\nbase_url = "http://127.0.0.1:9100"\n[defaults]\nsettle = "300ms"\n'
-
-
-def blocks(file: str, heading: str) -> list[str]:
-    """Return the commands below a heading of a page."""
-    text = (DEPLOY / file).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
 
 
 class Stranger:

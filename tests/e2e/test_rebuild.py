@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,10 +21,7 @@ def write(drop: Path, *names: str) -> None:
 
 
 def command(daemon: Daemon, *words: str, code: int = 0) -> str:
-    configured = [*words, "--config", str(daemon.config)]
-    done = subprocess.run(
-        [sys.executable, "-m", "pmwatch", *configured], capture_output=True, text=True, check=False, input=""
-    )
+    done = daemon.command(*words)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

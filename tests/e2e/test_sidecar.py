@@ -133,7 +133,6 @@ def test_what_a_job_left_when_the_storage_died_goes_with_the_next_sidecar_exactl
         killable.start()
         sidecar.extra = ""
         sidecar.write_config()
-        sidecar.notifications.clear()
         sidecar.start("--drain")
         assert sidecar.stop() == 0
     assert killable.names() == sorted({*NAMES, "early.csv"})

@@ -6,6 +6,8 @@ The base image is this machine's Debian: the packages around its Python, as they
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,8 +28,10 @@ BASE: Final = "localhost/debian-python:here"
 IMAGE: Final = "localhost/pmwatch:test"
 _PACKAGES: Final = ("python3", "python3-venv", "python3-pip-whl", "coreutils", "dash", "base-files", "base-passwd")
 _NEEDLESS: Final = ("/usr/share/doc", "/usr/share/man", "/usr/share/locale")
-_RUN: Final = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=30000:30000", "--network", "host")
+RUN: Final = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=30000:30000", "--network", "host")
 _WAIT_SECONDS: Final = 40.0
+# Without systemd there is nobody who could run the health check at intervals.
+_ENVIRONMENT: Final = {**os.environ, "DISABLE_HC_SYSTEMD": "true"}
 
 
 class Containers:
@@ -113,7 +117,11 @@ class Containers:
         cut = words.index("--") if "--" in words else len(words)
         options, command = words[:cut], words[cut + 1 :]
         self._started.append(name)
-        self._podman("run", "-d", "--name", name, *_RUN, *options, image, *command, check=True)
+        self._podman("run", "-d", "--name", name, *RUN, *options, image, *command, check=True)
+
+    def adopt(self, name: str) -> None:
+        """Remove a container at the end that the commands of a page will start."""
+        self._started.append(name)
 
     def exec(self, name: str, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run a command in a running container."""
@@ -146,15 +154,28 @@ class Containers:
         assert isinstance(found, dict)
         return found
 
-    def _podman(self, *words: str, check: bool = False) -> "subprocess.CompletedProcess[str]":
-        line = ["podman", *self._storage(), "--runtime", "runc", "--cgroup-manager=cgroupfs", "--events-backend=file"]
-        # Without systemd there is nobody who could run the health check at intervals.
-        environment = {**os.environ, "DISABLE_HC_SYSTEMD": "true"}
+    def shell(self, commands: str) -> str:
+        """Give commands of a page, which say `podman`, in a shell; return what they wrote. They must succeed."""
+        bin_ = self._directory / "bin"
+        bin_.mkdir(exist_ok=True)
+        (bin_ / "podman").write_text(f'#!/bin/sh\nexec {shutil.which("podman")} {shlex.join(self._engine())} "$@"\n')
+        (bin_ / "podman").chmod(0o755)
+        environment = {**_ENVIRONMENT, "PATH": f"{bin_}:{os.environ['PATH']}"}
+        words = ["bash", "-euo", "pipefail", "-c", commands]
         done = subprocess.run(
-            [*line, *words], capture_output=True, text=True, check=False, timeout=120, env=environment
+            words, cwd=self._directory, capture_output=True, text=True, check=False, timeout=120, env=environment
         )
+        assert done.returncode == 0, (commands, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    def _podman(self, *words: str, check: bool = False) -> "subprocess.CompletedProcess[str]":
+        line = ["podman", *self._engine(), *words]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120, env=_ENVIRONMENT)
         assert not check or done.returncode == 0, (words, done.stdout, done.stderr)
         return done
+
+    def _engine(self) -> list[str]:
+        return [*self._storage(), "--runtime", "runc", "--cgroup-manager=cgroupfs", "--events-backend=file"]
 
     def _storage(self) -> list[str]:
         base = self._directory

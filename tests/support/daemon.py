@@ -88,6 +88,7 @@ class Daemon:
             Path(address).unlink(missing_ok=True)
             listener.bind(address)
             listener.settimeout(0.5)
+            self.notifications.clear()  # those of a process before
             deadline = time.monotonic() + PATIENCE_SECONDS
             command = [sys.executable, "-m", "pmwatch", "run", "--config", str(self.config), *arguments]
             with self.log.open("ab") as log:
@@ -171,7 +172,7 @@ class Daemon:
 
     def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run another pmwatch command with the daemon's configuration, without a terminal."""
-        line = [sys.executable, "-m", "pmwatch", words[0], "--config", str(self.config), *words[1:]]
+        line = [sys.executable, "-m", "pmwatch", *words, "--config", str(self.config)]
         return subprocess.run(line, capture_output=True, text=True, check=False, input="")
 
     @property

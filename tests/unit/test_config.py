@@ -745,7 +745,7 @@ def load_document(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
     return []
 
 
-@settings(max_examples=300 * SCALE, deadline=None)
+@settings(max_examples=150 * SCALE, deadline=None)
 @given(document=DOCUMENTS)
 def test_nothing_but_a_configuration_error_ever_comes_out(
     document: dict[str, Any], module_monkeypatch: pytest.MonkeyPatch
@@ -768,7 +768,7 @@ ENTRIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200 * SCALE, deadline=None)
+@settings(max_examples=80 * SCALE, deadline=None)
 @given(document=ENTRIES)
 def test_whatever_the_values_of_known_keys_are_only_a_configuration_error_comes_out(
     document: dict[str, Any], module_monkeypatch: pytest.MonkeyPatch

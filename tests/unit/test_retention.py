@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pmwatch.audit import audit
 from pmwatch.ledger import Disposed, Ledger
 from pmwatch.model import AfterUpload, Fingerprint, Folder
 from pmwatch.retention import clear_archive, forget
@@ -43,6 +44,22 @@ def test_an_archived_file_that_somebody_changed_or_moved_elsewhere_is_left(tmp_p
         place.write_text("something else")
         assert clear_archive(ledger, folder, now=2000.0) == (0, 1)
         assert place.exists()
+
+
+def test_the_audit_counts_what_people_removed_from_the_archive_and_not_what_went_when_its_time_was_over(
+    tmp_path: Path,
+) -> None:
+    folder = make_folder(tmp_path / "drop", name="orders", after_upload=AfterUpload.ARCHIVE, archive_seconds=100.0)
+    with opened(tmp_path) as ledger:
+        for number, now in enumerate((1000.0, 1950.0, 1960.0)):
+            _, place = archived(ledger, folder, f"{number}.csv", now=now)
+        assert clear_archive(ledger, folder, now=2000.0) == (1, 0)
+        place.unlink()
+        account = audit(folder, ledger)
+        assert account.archive == {"moved by pmwatch": 1, "removed by others": 1}
+        assert account.unaccounted == 0
+        place.with_name("foreign.csv").touch()
+        assert audit(folder, ledger).named == [str(place.with_name("foreign.csv"))]
 
 
 def test_without_archive_keep_nothing_is_ever_removed(tmp_path: Path) -> None:

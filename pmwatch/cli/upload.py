@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -47,6 +47,7 @@ from pmwatch.processmind import Client, Storage, resolve
 _TRIES: Final = 6
 _POLICY: Final = RetryPolicy(first=0.5, longest=20.0)
 _WAIT_FOR_EQUAL_SECONDS: Final = 0.2
+_LONGEST_SLEEP_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,6 +400,9 @@ def _send_all(sender: _Sender, jobs: Sequence[_Job], *, parallel: int, quiet: bo
         for _ in range(min(parallel, len(jobs))):
             threading.Thread(target=_work, args=(waiting, jobs, futures, send), daemon=True).start()
         try:
+            # A Ctrl-C just before a thread goes to sleep is heard when it wakes, so it sleeps for short times.
+            while wait(futures, timeout=_LONGEST_SLEEP_SECONDS).not_done:
+                pass
             return [future.result() for future in futures]
         except KeyboardInterrupt:
             return [_so_far(job, future) for job, future in zip(jobs, futures, strict=True)]

@@ -128,7 +128,10 @@ class Storage:
             response = self._send(url, open_body, size, headers)
             if response.status_code != 307:
                 return _receipt(response, url)
-            url = urljoin(url, response.headers.get("location", ""))
+            try:
+                url = urljoin(url, response.headers.get("location", ""))
+            except ValueError:
+                raise _bad_url("the storage redirects to what is not a valid URL") from None
         raise ServerFault("the storage redirects without end")
 
     def _send(self, url: str, open_body: OpenBody, size: int, headers: dict[str, str]) -> httpx.Response:

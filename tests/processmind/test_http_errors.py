@@ -246,7 +246,6 @@ BREAKS = {
     "in-the-body": Script(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[]"),
     "in-a-chunk": Script(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[]"),
     "two-lengths": Script(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n[]"),
-    "redirect-to-nonsense": Script(answer(307, headers={"Location": "http://[::1"})),
     "endless-head": Script(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 300_000),
 }
 
@@ -263,6 +262,16 @@ def test_a_connection_that_breaks(http: Http, script: Script) -> None:
     assert of_put.value.decision is Decision.RETRY
     clean(of_api.value)
     clean(of_put.value)
+
+
+def test_a_redirect_to_nonsense_is_no_address_to_send_to(http: Http) -> None:
+    with ScriptedServer(Script(answer(307, headers={"Location": "http://[::1"}))) as server:
+        with pytest.raises(ServerFault) as of_api:
+            ask(http, server.url)
+        with pytest.raises(ServerFault) as of_put:
+            put(http, server.url)
+    assert "answered 307" in of_api.value.message
+    assert of_put.value.reason == "bad_url"
 
 
 def test_a_server_that_says_nothing() -> None:

@@ -11,7 +11,8 @@ import termios
 from collections.abc import Mapping, Sequence
 
 _TAKE_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"  # a CI may have it ignored
 )
 _CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 

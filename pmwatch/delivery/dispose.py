@@ -464,7 +464,7 @@ def _remove(path: bytes) -> None:
 
 def _write_json(path: bytes, facts: dict[str, Any]) -> None:
     """Write facts for people, whole or not at all; a note that is there already is replaced."""
-    part = os.path.join(os.path.dirname(path), b".%d.error.json" % threading.get_ident())
+    part = os.path.join(os.path.dirname(path), b".%d.error.part" % threading.get_ident())
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w") as file:
         json.dump(facts, file, indent=2)

@@ -214,8 +214,16 @@ def require_claim(c: Connection, delivery: Delivery) -> None:
 def enter_files(c: Connection, files: Sequence[Settled]) -> list[int]:
     """Enter settled files in this order, each unless it is no news; return the ids of what was queued.
 
-    New paths, which are most, are entered together; each of the others where it stands among them.
+    New paths, which are most, are entered together, some hundred at a time; each of the others where it stands among
+    them.
     """
+    entered: list[int] = []
+    for start in range(0, len(files), MOST_IN_ONE):
+        entered += _enter_some(c, files[start : start + MOST_IN_ONE])
+    return entered
+
+
+def _enter_some(c: Connection, files: Sequence[Settled]) -> list[int]:
     entered: list[int] = []
     fresh: list[Settled] = []
     taken = _paths_there(c, files)
@@ -235,10 +243,8 @@ def _paths_there(c: Connection, files: Sequence[Settled]) -> set[tuple[str, byte
     """Return the folder and path of each of these files that has a delivery."""
     there: set[tuple[str, bytes]] = set()
     for folder in {file.folder for file in files}:
-        paths = [file.path for file in files if file.folder == folder]
-        for start in range(0, len(paths), MOST_IN_ONE):
-            given = {"of_folder": folder, "paths": paths[start : start + MOST_IN_ONE]}
-            there.update((folder, path) for path in c.execute(PATHS_THERE, given).scalars())
+        given = {"of_folder": folder, "paths": [file.path for file in files if file.folder == folder]}
+        there.update((folder, path) for path in c.execute(PATHS_THERE, given).scalars())
     return there
 
 

@@ -35,18 +35,13 @@ def _no_beat() -> None:
     """Nobody watches over this thread's turns."""
 
 
-def dispose(delivery: Delivery, folder: Folder, *, beat: Beat = _no_beat) -> tuple[bytes, bool]:
-    """Archive or delete the source as the folder says; return where it lies now, and whether it stayed in place.
-
-    A source that is gone or has become a newer version is left alone. Raises DisposeError; safe to repeat.
-    """
-    return _alone(_dispose(delivery, folder, beat))
-
-
 def dispose_all(
     uploaded: Sequence[tuple[Delivery, Folder]], *, beat: Beat = _no_beat
 ) -> list[tuple[bytes, bool] | DisposeError]:
-    """Dispose of many sources; return of each what `dispose` does, or the error that it raises."""
+    """Archive or delete sources as their folders say; return where each lies now, and whether it stayed in place.
+
+    Or the error that prevented it. A source that is gone or has become a newer version is left alone. Safe to repeat.
+    """
     ends = _together([_dispose(delivery, folder, beat) for delivery, folder in uploaded])
     for end in ends:
         if isinstance(end, Exception) and not isinstance(end, DisposeError):

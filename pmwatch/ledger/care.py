@@ -12,9 +12,9 @@ from sqlalchemy import Connection, and_, delete, func, insert, select, tuple_, u
 
 from pmwatch.errors import LedgerError
 from pmwatch.ledger.base import Base
-from pmwatch.ledger.moves import add_count, delivery_of, fingerprint_values, move_each, target_values
+from pmwatch.ledger.moves import add_count, delivery_of, fingerprint_values, move_each, next_seq, target_values
 from pmwatch.ledger.schema import actions, deliveries
-from pmwatch.ledger.statements import CURRENT, FRESH_VALUES, INSERT, LAST_SEQ, TARGET
+from pmwatch.ledger.statements import CURRENT, FRESH_VALUES, INSERT, TARGET
 from pmwatch.ledger.values import Action
 from pmwatch.model import WAITING, Delivery, Fingerprint, Order, Outcome, State, Target
 
@@ -165,7 +165,7 @@ def _record(c: Connection, found: Found) -> bool:
     values: dict[str, Any] = FRESH_VALUES | target_values(c, found.target, found.order)
     values |= fingerprint_values(found.fingerprint)
     values |= {"folder": found.folder, "path": found.path, "current": 1 if is_current else None, "kept": 0}
-    values |= {"location": found.location, "seq": int(c.execute(LAST_SEQ).scalar() or 0) + 1, "sort_key": b""}
+    values |= {"location": found.location, "seq": next_seq(c), "sort_key": b""}
     values |= {"attempts": 0, "previous_id": 0, "expected_sha256": "", "detail": found.detail, "reason": found.reason}
     values |= {"seen_at": found.at, "settled_at": found.at, "finished_at": found.at, "sha256": found.sha256}
     if found.sha256:

@@ -137,13 +137,11 @@ def move_one(  # noqa: PLR0917  who, from where, to where: read in this order at
     source: State,
     to: State,
     values: dict[str, Any],
-    *,
-    attempt: int | None = None,
 ) -> bool:
     """Move a delivery from one state to another, if it is (still) in the first; raise StaleClaim otherwise."""
-    statement = move_statement(tuple(sorted(values)), with_attempt=attempt is not None)
+    statement = move_statement(tuple(sorted(values)), with_attempt=False)
     given = {f"new_{name}": value for name, value in values.items()}
-    given |= {"of_id": id_, "of_state": source, "new_state": to, "of_attempt": attempt}
+    given |= {"of_id": id_, "of_state": source, "new_state": to}
     if c.execute(statement, given).rowcount != 1:
         raise StaleClaim(f"delivery {id_} is no longer {source}")
     if source != to:
@@ -203,7 +201,7 @@ def move_each(
 
 def move_claimed(c: Connection, delivery: Delivery, to: State, values: dict[str, Any]) -> None:
     """Move what this claim holds; the attempt number tells it from a claim that was given back since."""
-    move_one(c, delivery.id, delivery.folder, State.UPLOADING, to, values, attempt=delivery.attempts)
+    move_all_claimed(c, [(delivery, values)], to)
 
 
 def require_claim(c: Connection, delivery: Delivery) -> None:
@@ -252,7 +250,7 @@ def _insert_all(c: Connection, files: Sequence[Settled]) -> list[int]:
     """Enter files that have no delivery yet; return the ids, in this order."""
     if not files:
         return []
-    first = _next_seq(c)
+    first = next_seq(c)
     targets: dict[tuple[Target, Order], dict[str, str]] = {}
     rows = []
     for seq, file in enumerate(files, start=first):
@@ -273,7 +271,8 @@ def _new_row(file: Settled, target: dict[str, str], seq: int, *, previous_id: in
     return FRESH_VALUES | _file_values(file, target, seq) | own
 
 
-def _next_seq(c: Connection) -> int:
+def next_seq(c: Connection) -> int:
+    """Return the place in the order of all deliveries for the one that is entered next."""
     return int(c.execute(LAST_SEQ).scalar() or 0) + 1
 
 
@@ -315,7 +314,7 @@ def _sort_key(file: Settled) -> bytes:
 
 
 def _insert(c: Connection, file: Settled, *, previous_id: int) -> int:
-    values = _new_row(file, target_values(c, file.target, file.order), _next_seq(c), previous_id=previous_id)
+    values = _new_row(file, target_values(c, file.target, file.order), next_seq(c), previous_id=previous_id)
     result = c.execute(INSERT, values)
     add_count(c, file.folder, values["state"], 1)
     id_ = int(result.inserted_primary_key[0])  # type: ignore[index]  # always there after an INSERT of one row
@@ -338,7 +337,7 @@ def _supersede(c: Connection, file: Settled, by: int) -> None:
 
 def _renew(c: Connection, row: Row, file: Settled) -> int:
     """Let a delivery that has not gone yet stand for the new version at its path, at the end of the queue."""
-    values = FRESH_VALUES | _file_values(file, target_values(c, file.target, file.order), _next_seq(c))
+    values = FRESH_VALUES | _file_values(file, target_values(c, file.target, file.order), next_seq(c))
     move_one(
         c,
         row.id,

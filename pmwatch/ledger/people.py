@@ -19,6 +19,7 @@ from pmwatch.ledger.moves import (
     lane_of_id,
     move_each,
     move_one,
+    next_seq,
     size_mark,
     target_names,
     target_of,
@@ -26,10 +27,10 @@ from pmwatch.ledger.moves import (
 )
 from pmwatch.ledger.schema import actions, deliveries
 from pmwatch.ledger.statements import (
+    ANY_UNDER_WAY,
     BY_ID,
     FRESH_VALUES,
     INSERT,
-    LAST_SEQ,
     LAST_SIZE,
     LATEST_EQUAL,
     SETTLED_VALUES,
@@ -212,12 +213,8 @@ def _equal_to(c: Connection, sent: ByHand) -> tuple[int, int]:
     size = sent.fingerprint.size
     of_table = {"of_tenant": sent.destination.tenant_id, "of_table": sent.destination.datatable_id}
     before = c.execute(LATEST_EQUAL, of_table | {"of_size": size, "hash": sent.sha256}).scalar()
-    under_way = select(_d.id).where(
-        _d.tenant_id == sent.destination.tenant_id,
-        _d.datatable_id == sent.destination.datatable_id,
-        _d.inflight_sha256.in_((sent.sha256, size_mark(size))),
-    )
-    return int(before or 0), int(c.execute(under_way).scalar() or 0)
+    under_way = c.execute(ANY_UNDER_WAY, of_table | {"marks": [sent.sha256, size_mark(size)], "own": []}).scalar()
+    return int(before or 0), int(under_way or 0)
 
 
 def _enter_by_hand(c: Connection, sent: ByHand, now: float, *, inflight: str | None) -> int:
@@ -228,7 +225,7 @@ def _enter_by_hand(c: Connection, sent: ByHand, now: float, *, inflight: str | N
     values |= {"folder": BY_HAND, "path": sent.path, "current": None, "expected_sha256": "", "previous_id": 0}
     values |= {"state": State.UPLOADING, "sha256": sent.sha256, "inflight_sha256": inflight}
     values |= dict.fromkeys(("seen_at", "settled_at", "claimed_at"), now)
-    values |= {"seq": int(c.execute(LAST_SEQ).scalar() or 0) + 1}
+    values |= {"seq": next_seq(c)}
     add_count(c, BY_HAND, State.UPLOADING, 1)
     return int(c.execute(INSERT, values).inserted_primary_key[0])  # type: ignore[index]  # as below
 
@@ -260,7 +257,7 @@ def _resend(c: Connection, id_: int, order_of: Callable[[str], Order], action: i
     values = FRESH_VALUES | target_values(c, target_of(row), order_of(row.folder))
     values |= fingerprint_values(fingerprint_of(row))
     values |= {"folder": row.folder, "path": row.path, "current": row.current if in_place else None}
-    values |= {"seq": int(c.execute(LAST_SEQ).scalar() or 0) + 1, "sort_key": b"", "attempts": 0, "previous_id": 0}
+    values |= {"seq": next_seq(c), "sort_key": b"", "attempts": 0, "previous_id": 0}
     values |= {"seen_at": now, "settled_at": now, "reason": "resend", "expected_sha256": row.sha256}
     values |= {"released": 1, "resent": action, "duplicate_of": id_, "location": row.location, "kept": int(in_place)}
     result = c.execute(INSERT, values)

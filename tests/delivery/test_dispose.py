@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmwatch.delivery import dispose as module
-from pmwatch.delivery.dispose import dispose, dispose_all, quarantine, source_of
+from pmwatch.delivery.dispose import dispose_all, quarantine, source_of
 from pmwatch.errors import DisposeError
 from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, State, Target
 from support.folders import make_folder
@@ -57,6 +57,14 @@ def delivery_of(root: Path, path: str, **changes: object) -> Delivery:
         location=b"",
     )
     return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def dispose(delivery: Delivery, folder: Folder, *, beat: Callable[[], None] = lambda: None) -> tuple[bytes, bool]:
+    """Dispose of one source; raise what prevented it."""
+    (end,) = dispose_all([(delivery, folder)], beat=beat)
+    if isinstance(end, DisposeError):
+        raise end
+    return end
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -256,6 +256,15 @@ def destination(sandbox: SandboxServer) -> Destination:
     return Destination(tenant["id"], tenant["datasets"][0]["id"], table_id(sandbox))
 
 
+def not_running(tmp_path: Path, sandbox: SandboxServer, drop: Path) -> Daemon:
+    """Return a daemon that has a configuration and a state directory, and lay a file to upload beside them."""
+    daemon = Daemon.for_sandbox(tmp_path, sandbox, folder_toml("orders", drop, datatable=table_id(sandbox)))
+    daemon.write_config()
+    daemon.state.mkdir()
+    (tmp_path / "a.csv").write_bytes(CONTENT)
+    return daemon
+
+
 def under_way(ledger: Ledger, sandbox: SandboxServer, drop: Path) -> Delivery:
     """Let a folder's file be on its way, as far as the ledger knows."""
     (drop / "dropped.csv").write_bytes(CONTENT)
@@ -271,10 +280,7 @@ def under_way(ledger: Ledger, sandbox: SandboxServer, drop: Path) -> Delivery:
 def test_what_a_folder_is_sending_is_waited_for_and_does_not_go_again(
     tmp_path: Path, sandbox: SandboxServer, drop: Path
 ) -> None:
-    daemon = Daemon.for_sandbox(tmp_path, sandbox, folder_toml("orders", drop, datatable=table_id(sandbox)))
-    daemon.write_config()
-    daemon.state.mkdir()
-    (tmp_path / "a.csv").write_bytes(CONTENT)
+    daemon = not_running(tmp_path, sandbox, drop)
     lock = StateLock(str(daemon.state))
     lock.acquire()
     with Ledger.open(str(daemon.state)) as ledger:
@@ -295,10 +301,7 @@ def test_what_a_folder_is_sending_is_waited_for_and_does_not_go_again(
 def test_what_a_daemon_that_died_was_sending_is_left_to_it_unless_forced(
     tmp_path: Path, sandbox: SandboxServer, drop: Path
 ) -> None:
-    daemon = Daemon.for_sandbox(tmp_path, sandbox, folder_toml("orders", drop, datatable=table_id(sandbox)))
-    daemon.write_config()
-    daemon.state.mkdir()
-    (tmp_path / "a.csv").write_bytes(CONTENT)
+    daemon = not_running(tmp_path, sandbox, drop)
     with Ledger.open(str(daemon.state)) as ledger:
         under_way(ledger, sandbox, drop)
     words = ["upload", str(tmp_path / "a.csv"), "--to", f"demo/{table_id(sandbox)}"]

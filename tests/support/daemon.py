@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from pmwatch.errors import LedgerError
 from pmwatch.ledger import Ledger
 from pmwatch.model import Delivery
 from pmwatch.sandbox import ObjectRecord, SandboxServer
@@ -200,11 +201,14 @@ class Daemon:
         """Return the ledger's rows, oldest first."""
         if not (self.state / "ledger.db").exists():
             return []
-        ledger = Ledger.open(str(self.state), read_only=True)
         try:
+            ledger = Ledger.open(str(self.state), read_only=True)
+        except LedgerError as error:
+            if error.message.endswith(" is empty"):  # killed before it was filled
+                return []
+            raise
+        with ledger:
             return sorted(ledger.list(limit=100_000), key=lambda delivery: delivery.id)
-        finally:
-            ledger.close()
 
     def wait_done(self, count: int, *, seconds: float = PATIENCE_SECONDS) -> list[Delivery]:
         """Wait until `count` deliveries are done."""

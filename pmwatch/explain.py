@@ -10,7 +10,7 @@ from pmwatch.files import look, open_regular, why_unseen
 from pmwatch.formats import check
 from pmwatch.intake.evidence import marked, no_writer, renamed_into_place
 from pmwatch.intake.rules import Rules
-from pmwatch.intake.settle import Candidate
+from pmwatch.intake.settle import TURN, Candidate
 from pmwatch.ledger import Ledger
 from pmwatch.model import (
     CompleteWhen,
@@ -99,7 +99,8 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
         return "empty", ["It is empty; it waits for content."]
     if candidate is not None:
         age = format_duration(now - candidate.seen_at)
-        said = [f"Seen {age} ago; it may still be written.", f"It waits for {candidate.waits_for}."]
+        state = "it is complete" if candidate.waits_for == TURN else "it may still be written"
+        said = [f"Seen {age} ago; {state}.", f"It waits for {candidate.waits_for}."]
         return "settling", said + _evidence(folder, below, candidate.fingerprint, renamed=candidate.renamed)
     newest = history[0] if history else None
     unseen = why_unseen(folder.root, below) if st is None and newest is None else ""

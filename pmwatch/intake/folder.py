@@ -7,7 +7,7 @@ what was entered, and the next scan finds the rest.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from pmwatch.errors import FolderDown, LedgerError
@@ -18,7 +18,7 @@ from pmwatch.intake.evidence import Evidence, marked, marker_of, no_writer
 from pmwatch.intake.inbox import Hints, Inbox
 from pmwatch.intake.rules import MARKER, Rules
 from pmwatch.intake.scan import Found, require_marker, root_identity, scan
-from pmwatch.intake.settle import Candidate, Settler, overdue
+from pmwatch.intake.settle import TURN, Candidate, Settler, overdue
 from pmwatch.intake.watch import Watch, Watcher
 from pmwatch.ledger import Ledger
 from pmwatch.model import Backlog, CompleteWhen, Empty, Fingerprint, Folder, Settled, WatchMode, file_kind
@@ -114,7 +114,7 @@ class FolderIntake:
         self._next_scan = 0.0
         self._next_check = 0.0
         self._retry = _RETRY_FIRST
-        self._ready: list[Candidate] = []
+        self._ready: dict[bytes, Candidate] = {}  # settled, and not in the ledger yet
         self._hold_until = 0.0
         self._ignored: Counter[str] = Counter()
         self._reported: set[bytes] = set()
@@ -142,7 +142,8 @@ class FolderIntake:
         if now >= self._next_scan:
             self._scan()
         if self._batches.waiting():
-            self._ready += self._batches.released(self._settler.candidates())
+            released = self._batches.released(self._settler.candidates())
+            self._ready |= {one.path: replace(one, waits_for=TURN) for one in released}
         self._enqueue(now)
         self._report_overdue(now)
 
@@ -230,10 +231,11 @@ class FolderIntake:
             self._saw(path, Fingerprint.of(st), renamed=renamed)
 
     def _saw(self, path: bytes, seen: Fingerprint, *, renamed: bool = False, batch: float | None = None) -> None:
-        held = self._batches.candidate(path)
-        if held is not None and held.fingerprint == seen:
+        complete = self._batches.candidate(path) or self._ready.get(path)
+        if complete is not None and complete.fingerprint == seen:
             return
         self._batches.forget(path)
+        self._ready.pop(path, None)
         now = self._monotonic()
         settled = self._settler.saw(path, seen, now=now, wall=self._wall(), renamed=renamed, batch=batch)
         if settled is None:
@@ -241,7 +243,7 @@ class FolderIntake:
         if self._batches.asked_for:
             self._batches.hold(settled)
         else:
-            self._ready.append(settled)
+            self._ready[path] = replace(settled, waits_for=TURN)
 
     def _see(self, files: Iterable[Found], batch: float) -> int:
         """Look at files that a scan found, unless the ledger knows them; return how many were news."""
@@ -265,7 +267,7 @@ class FolderIntake:
             before = known.get(found.path)
             if before is not None and not before.is_news(seen):
                 continue
-            is_news = found.path not in self._settler and self._batches.candidate(found.path) is None
+            is_news = self.candidate(found.path) is None
             news += is_news
             self._unannounced += is_news and not self.inbox.holds(found.path)
             self._old += is_news and not self._scans_answered and seen.mtime_ns < self._started_at_ns
@@ -321,7 +323,7 @@ class FolderIntake:
         """
         if not self._ready or now < self._hold_until:  # `now` is before the looks of this turn
             return
-        ready = sorted(self._ready, key=lambda candidate: candidate.rank)
+        ready = sorted(self._ready.values(), key=lambda candidate: candidate.rank)
         files = [file for candidate in ready if (file := self._settled(candidate)) is not None]
         entered = self._ledger.enqueue(files)
         self._ready.clear()
@@ -372,7 +374,7 @@ class FolderIntake:
     def unsettled(self) -> list[Candidate]:
         """Return the files that have content and are not in the ledger yet."""
         settling = [candidate for candidate in self._settler.candidates() if candidate.fingerprint.size]
-        return settling + self._batches.waiting() + self._ready
+        return settling + self._batches.waiting() + list(self._ready.values())
 
     @property
     def idle(self) -> bool:
@@ -407,8 +409,8 @@ class FolderIntake:
         )
 
     def candidate(self, path: bytes) -> Candidate | None:
-        """Return a file that is still settling."""
-        return self._settler.candidate(path) or self._batches.candidate(path)
+        """Return a file that is not in the ledger yet: still settling, or complete and about to be entered."""
+        return self._settler.candidate(path) or self._batches.candidate(path) or self._ready.get(path)
 
     def close(self) -> None:
         """Stop watching."""

@@ -11,6 +11,7 @@ from typing import Final
 from pmwatch.intake.evidence import Answer, Evidence, renamed_into_place, unchanged
 from pmwatch.model import CompleteWhen, Fingerprint
 
+TURN: Final = "the files that were found before it"  # complete, and about to be entered
 _LONG_SECONDS: Final = 900.0
 
 

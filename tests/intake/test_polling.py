@@ -196,3 +196,40 @@ def test_a_server_that_goes_away_while_a_directory_is_read_is_trouble_of_that_di
     disk.settle()
     assert disk.entered() == [f"{sub}a.csv"]
     disk.close()
+
+
+def test_a_file_that_is_complete_but_not_entered_yet_is_no_news_to_the_next_scan(tmp_path: Path) -> None:
+    disk = DiskIntake(tmp_path)
+    disk.turn()
+    disk.write("early.csv")
+    disk.intake._scan()
+    disk.arrive("late.csv", renamed=True)  # complete at once, and waits for the one before it
+    disk.turn()
+    assert disk.entered() == []
+    assert "it is complete. It waits for the files that were found before it" in " ".join(
+        disk.why("late.csv").sentences
+    )
+    disk.scan()
+    assert disk.told.missed == [0, 1, 0]
+    disk.settle()
+    assert disk.entered() == ["early.csv", "late.csv"]
+    disk.close()
+
+
+def test_a_file_that_changes_while_it_waits_to_be_entered_has_to_settle_again(tmp_path: Path) -> None:
+    disk = DiskIntake(tmp_path)
+    disk.turn()
+    disk.write("early.csv")
+    disk.intake._scan()
+    disk.arrive("late.csv", renamed=True)
+    disk.turn()
+    disk.turn(after=SETTLE - 1)
+    disk.arrive("late.csv", b"id\n1\n2\n")
+    disk.turn(after=1)
+    assert disk.entered() == ["early.csv"]
+    disk.settle()
+    assert [(one.display_path, one.fingerprint.size) for one in disk.deliveries()] == [
+        ("early.csv", 5),
+        ("late.csv", 7),
+    ]
+    disk.close()

@@ -62,6 +62,7 @@ _MOST_FILES: Final = 65536
 _TICK_SECONDS: Final = 0.5
 _QUICK_TICK_SECONDS: Final = 0.05
 _ABORT_SECONDS: Final = 3.0
+_LAST_ROWS_SECONDS: Final = 5.0  # how long the rows of a finished job may take to be told
 _RESOLVE_SECONDS: Final = 15.0
 _AUDIT_SECONDS: Final = 900.0
 _SECOND_LOOK_SECONDS: Final = 30.0
@@ -375,6 +376,8 @@ class Service:
         self._log.info("stopping", running_uploads=len(self._reporter.active))
         grace = 0.0 if self._stop_skips_grace else self._settings.delivery.shutdown_grace
         self._wait_for_threads(grace)
+        if drained:
+            self._ask_rows_at_the_end()
         self._abort.set()
         left = self._threads.join(self._threads.names(), timeout=_ABORT_SECONDS)
         self._give_back_active()
@@ -403,6 +406,22 @@ class Service:
                 return
             if not self._late():
                 systemd.notify(WATCHDOG=1)
+
+    def _ask_rows_at_the_end(self) -> None:
+        """Ask at once for the rows of what was uploaded, for a few seconds: a job that has ended asks nothing later."""
+
+        def check() -> None:
+            if self._abort.is_set():
+                raise Interrupted("pmwatch is shutting down")
+
+        def ask() -> None:
+            try:
+                self.rows.ask(self._remote, check, at_once=True)
+            except LedgerError as error:
+                self._log.error("ledger trouble", thread="rows", error=error.message, hint=error.hint)
+
+        self._threads.start("rows", ask)
+        self._wait_for_threads(_LAST_ROWS_SECONDS)
 
     def _give_back_active(self) -> None:
         """Queue again what a thread that could not be stopped in time still holds."""

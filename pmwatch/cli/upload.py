@@ -108,9 +108,11 @@ def upload(
         destination = resolve(client, access.tenant_id, target)
         storage = Storage(http, allowed_hosts=_hosts(access), allow_loopback=_is_local(access))
         way = _Model(client, destination) if process else _Table(client, storage, destination)
-        sender = _Sender(way, _Memory(_ledger(stack, access.settings), target, destination), force=force)
-        sent = _send_all(sender, jobs, parallel=parallel, quiet=json)
-    _tell(sent, as_json=json)
+        memory = _Memory(_ledger(stack, access.settings), target, destination)
+        sent = _send_all(_Sender(way, memory, force=force), jobs, parallel=parallel, quiet=json)
+        _tell(sent, as_json=json)
+        if access.settings and access.settings.delivery.ask_rows_after and process is None:
+            memory.tell_rows(client)
     if any(one.outcome == "interrupted" for one in sent):
         raise typer.Exit(130)  # 128 + SIGINT, as shells have it
     if any(one.outcome == "failed" for one in sent):
@@ -154,6 +156,7 @@ class _Memory:
         self._target = target
         self._destination = destination
         self._sent: set[str] = set()
+        self._recorded = 0  # the delivery that was recorded last; 0: none
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}
 
@@ -189,9 +192,19 @@ class _Memory:
         try:
             if self._ledger is not None:
                 self._ledger.uploaded_by_hand(id_, etag=etag, by=action("upload", ""))
+                self._recorded = id_
         except LedgerError as error:
             return f"not recorded in the ledger: {error.message}"
         return ""
+
+    def tell_rows(self, client: Client) -> None:
+        """Record how many rows the datatable has now, where the API tells; all files have arrived without that."""
+        if self._ledger is None or not self._recorded:
+            return
+        with suppress(PmwatchError, KeyboardInterrupt):
+            rows = client.datatable(self._destination.tenant_id, self._destination.datatable_id).row_count
+            if rows is not None:
+                self._ledger.tell_rows(self._recorded, rows)
 
     def drop(self, id_: int) -> None:
         """Say that content did not arrive. Where the ledger cannot be told, it finds out when this process ends."""

@@ -34,25 +34,33 @@ class RowCounts:
             with self._lock:
                 self._last[delivery.target] = (self._now() + self.after_seconds, delivery)
 
-    def ask(self, remote: Remote, check: Callable[[], None]) -> None:
-        """Ask for what is due and record the answers. Trouble of the API is not worth another try.
+    def ask(self, remote: Remote, check: Callable[[], None], *, at_once: bool = False) -> None:
+        """Ask for what is due, or `at_once` for all, and record the answers. Trouble is not worth another try.
 
-        `check` is called while a tenant's share of requests is waited for; it may raise.
+        `check` is called before each question and while a tenant's share of requests is waited for; where it raises
+        Interrupted, what is left may be asked later.
         """
         with self._lock:
-            due = {target: delivery for target, (at, delivery) in self._last.items() if at <= self._now()}
-            for target in due:
-                del self._last[target]
+            due = {target: one for target, one in self._last.items() if at_once or one[0] <= self._now()}
         shut = set(self._gates.shut_for(sorted({target.tenant for target in due})))
-        for target, delivery in due.items():
-            if target.tenant in shut:
-                continue
+        for target, one in due.items():
             try:
-                self._limits.before_request(target.tenant, check)
-                rows = remote.row_count(delivery)
+                check()
+                if target.tenant not in shut:
+                    self._limits.before_request(target.tenant, check)
             except Interrupted:
                 return
-            except PmwatchError:
-                continue
-            if rows is not None:
-                self._ledger.tell_rows(delivery, rows)
+            with self._lock:
+                if self._last[target] is not one:
+                    continue  # a later file went there: to be asked after that
+                del self._last[target]
+            if target.tenant not in shut:
+                self._ask(remote, one[1])
+
+    def _ask(self, remote: Remote, delivery: Delivery) -> None:
+        try:
+            rows = remote.row_count(delivery)
+        except PmwatchError:
+            return
+        if rows is not None:
+            self._ledger.tell_rows(delivery.id, rows)

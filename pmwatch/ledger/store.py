@@ -418,9 +418,9 @@ class Ledger(People, Care, Questions):
         rows = self._read(lambda c: c.execute(query.group_by(*names)).all())
         return sum(row.n for row in rows if target_of(row) in wanted)
 
-    def tell_rows(self, delivery: Delivery, rows: int) -> None:
+    def tell_rows(self, id_: int, rows: int) -> None:
         """Record how many rows the datatable of an upload had when the API was asked afterwards."""
-        change = update(deliveries).where(_d.id == delivery.id, _d.outcome == Outcome.UPLOADED).values(row_count=rows)
+        change = update(deliveries).where(_d.id == id_, _d.outcome == Outcome.UPLOADED).values(row_count=rows)
         self._write(lambda c: c.execute(change) and None)
 
     def resolve(self, target: Target, destination: Destination) -> None:

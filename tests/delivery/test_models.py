@@ -11,7 +11,7 @@ from delivery.test_worker import ORDERS, World
 from pmwatch import Client
 from pmwatch.delivery.limits import Limits
 from pmwatch.delivery.rows import RowCounts
-from pmwatch.errors import Unreachable
+from pmwatch.errors import Interrupted, Unreachable
 from pmwatch.formats import MAX_MODEL_BYTES
 from pmwatch.model import AfterUpload, Dedup, Delivery, Guards, OnInvalid, State, Target
 from pmwatch.sandbox import Fault
@@ -205,3 +205,28 @@ def test_trouble_with_rows_harms_nothing(world: Models) -> None:
     counts.ask(Away(), lambda: None)
     assert world.get(id_).row_count is None
     assert world.get(id_).target == ORDERS
+
+
+def test_at_the_end_all_rows_are_asked_for_and_kept_in_mind_where_that_is_interrupted(world: Models) -> None:
+    def stop() -> None:
+        raise Interrupted("no time")
+
+    counts = rows_of(world)
+    id_ = world.settle("a.csv", b"id\n1\n")
+    world.run()
+    counts.arrived(world.get(id_))
+    counts.ask(world.remote, stop, at_once=True)
+    assert world.get(id_).row_count is None
+    counts.ask(world.remote, lambda: None, at_once=True)
+    assert world.get(id_).row_count == 1
+
+
+def test_a_file_that_arrives_while_rows_are_asked_for_has_its_own_question_later(world: Models) -> None:
+    counts = rows_of(world)
+    first, second = world.settle("a.csv", b"id\n1\n2\n"), world.settle("b.csv", b"id\n3\n")
+    world.run()
+    counts.arrived(world.get(first))
+    counts.ask(world.remote, lambda: counts.arrived(world.get(second)), at_once=True)
+    assert (world.get(first).row_count, world.get(second).row_count) == (None, None)
+    counts.ask(world.remote, lambda: None, at_once=True)
+    assert world.get(second).row_count == 3

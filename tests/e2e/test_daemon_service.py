@@ -187,3 +187,10 @@ def test_a_taken_port_is_a_clear_error(daemon: Daemon, sandbox: SandboxServer) -
     assert told.returncode == 1
     assert "listen" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_once_asks_for_the_rows_before_it_exits(daemon: Daemon, drop: Path) -> None:
+    (drop / "a.csv").write_text("id\n1\n2\n")
+    daemon.start("--once", wait=False)
+    assert daemon.wait(20) == 0, daemon.log_text()
+    assert [one.row_count for one in daemon.deliveries()] == [2]

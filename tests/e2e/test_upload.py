@@ -390,3 +390,13 @@ def test_a_ledger_that_cannot_be_used_is_told_and_stops_nobody(
     assert done.returncode == 0, done.stderr
     assert "what goes now is not recorded" in done.stderr
     assert list(stored(sandbox)) == ["a.csv"]
+
+
+def test_the_rows_of_the_datatable_are_recorded(tmp_path: Path, sandbox: SandboxServer, drop: Path) -> None:
+    (tmp_path / "new.csv").write_text("id\n1\n2\n3\n")
+    to = f"demo/{table_id(sandbox)}"
+    folder = folder_toml("orders", drop, datatable=table_id(sandbox))
+    with Daemon.for_sandbox(tmp_path, sandbox, folder) as daemon:
+        daemon.start()
+        daemon.command("upload", str(tmp_path / "new.csv"), "--to", to)
+        assert [(one.folder, one.row_count) for one in daemon.deliveries()] == [("(upload)", 3)]

@@ -87,7 +87,7 @@ class Maker:
 
         ledger, by = self.ledger, Action(self.now, "ann", "retry", "because")
         sent = self.send(b"counted.csv", "e")
-        ledger.tell_rows(sent, 4711)
+        ledger.tell_rows(sent.id, 4711)
         ledger.resend([sent.id], order_of=lambda _: Order.NONE, by=Action(self.now, "ann", "resend", "emptied"))
         ledger.requeue([failed], by=by)
         blocks = self.settle(b"unwanted.csv")

@@ -21,10 +21,18 @@ def apply(
     *,
     tenant: TenantOption = None,
     update_models: Annotated[
-        bool, typer.Option("--update-models", help="Send each BPMN model again, changed or not.")
+        bool,
+        typer.Option(
+            "--update-models",
+            help="Send each BPMN model again. Needed after a change: the API does not show the model that is there.",
+        ),
     ] = False,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Delete what the plan does not name, of the kinds that it names.")
+        bool,
+        typer.Option(
+            "--prune",
+            help="Delete what the plan does not name, of the kinds that it names, but datatables: the API cannot.",
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     yes: YesOption = False,
@@ -33,7 +41,9 @@ def apply(
 ) -> None:
     """Create what a plan names and the tenant lacks; show first what that is. A second run finds nothing to do.
 
-    Nothing is deleted without --prune. The plan is TOML with lists of tables:
+    Nothing is deleted without --prune, and a model that is there is not replaced without --update-models.
+
+    The plan is TOML with lists of tables:
 
     datasets: name, datatables = ["Table", ...]
 

@@ -59,10 +59,11 @@ _NO_SUCH_ID: Final = "Check the ids, and the address of the API."
 class Client:
     """ProcessMind's API with one key; safe to use from many threads.
 
-    What only reads is tried again a few times where the service has trouble, unless `retries` is False; what
-    writes never is. `upload_file` sends to Amazon S3 only, or to `allowed_upload_hosts`. Every method raises the
-    errors below `RemoteError`: KeyRejected, DestinationUnknown (404), Rejected (400 and the like), Throttled,
-    ServerFault, Unreachable, AnswerLost, each with status, request id and hint.
+    What only reads is tried again a few times where the service has trouble, unless `retries` is False; what writes
+    never is, nor is the question for an upload URL, which begins an upload. `upload_file` sends to Amazon S3 only, or
+    to `allowed_upload_hosts`. Every method raises the errors below `RemoteError`: KeyRejected, DestinationUnknown
+    (404), Rejected (400 and the like), Throttled, ServerFault, Unreachable, AnswerLost, each with status, request id
+    and hint.
 
     >>> from pmwatch.errors import RemoteError
     >>> with Client(api_key) as client:
@@ -478,11 +479,11 @@ class Client:
         mtime_ms: int = 0,
         valid_seconds: int | None = None,
     ) -> str:
-        """Return a URL for one PUT (`getPresignedUploadUrl`). It is a bearer secret until it expires.
+        """Return a URL for one PUT (`getPresignedUploadUrl`), a bearer secret. Only `filename` makes the file known.
 
-        `size` is in bytes, `mtime_ms` in milliseconds since the epoch; `valid_seconds` is the service's
-        choice where it is None. Without `dataset_id` it is looked up. Without a file name as well it is the older form
-        of the call, which tells nothing. Raises ServerFault where the answer holds no URL.
+        `dataset_id` is looked up for that where it is not given. Without both it is the older form of the call, which
+        leaves out `size` and `mtime_ms` as well. `size` is in bytes, `mtime_ms` in milliseconds since the epoch;
+        `valid_seconds` is the service's choice where it is None. Raises ServerFault where the answer holds no URL.
 
         >>> url = client.presigned_upload_url(tenant_id, datatable_id, filename="orders.csv", size=1234)
         >>> "X-Amz-Signature=" in url
@@ -714,7 +715,7 @@ def api_error(response: httpx.Response, *, secret: str = "") -> PmwatchError:
     if status in (429, 503):
         return Throttled(text, retry_after=retry_after(response), **facts)  # type: ignore[arg-type]
     if status >= 500 or status < 400 or status in (408, 425):
-        return ServerFault(text, hint="The service has trouble of its own; it is tried again.", **facts)  # type: ignore[arg-type]
+        return ServerFault(text, hint="The service has trouble of its own, which mostly passes.", **facts)  # type: ignore[arg-type]
     return Rejected(text, hint="The service refuses this request; see its message.", **facts)  # type: ignore[arg-type]
 
 

@@ -19,6 +19,7 @@ from pmwatch.errors import AnswerLost, ConfigError, PmwatchError, RemoteError, S
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """The largest answer that is read; anything longer is an error, not a reason to run out of memory."""
 
+_PERHAPS_DONE: Final = "What was asked may have been done all the same."
 _LONGEST_WAIT_SECONDS: Final = 3600.0
 _LOOPBACK: Final = ("all://localhost", "all://127.0.0.1", "all://[::1]")  # no proxy leads there
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -309,10 +310,8 @@ def _translate(error: httpx.HTTPError, place: str) -> RemoteError:
     if isinstance(error, httpx.DecodingError):
         return ServerFault(f"{place}: the answer cannot be decoded")
     if isinstance(error, httpx.TimeoutException):
-        return AnswerLost(
-            f"{place}: no progress in time", hint="The network or the server is stuck; it is tried again."
-        )
-    return AnswerLost(f"{place}: the connection broke before the answer came")
+        return AnswerLost(f"{place}: no progress in time", hint=f"The network or the server is stuck. {_PERHAPS_DONE}")
+    return AnswerLost(f"{place}: the connection broke before the answer came", hint=_PERHAPS_DONE)
 
 
 def _no_connection(error: httpx.HTTPError, place: str) -> Unreachable:

@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -366,6 +367,28 @@ def test_no_answer_whatever_is_more_than_one_clear_error(said: Any, cut: float, 
             answered = error.message
     assert answered or isinstance(answered, list)
     assert isinstance(answered, str | list | BaseModel)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        random.Random(10).randbytes(10_000_000),
+        b"[" * 10_000_000,
+        b'{"a":' * 2_000_000,
+        b"9" * 10_000_000,
+        b"[" + b"{}," * 3_000_000 + b"{}]",
+    ],
+    ids=["bytes", "lists", "objects", "number", "many"],
+)
+@pytest.mark.parametrize("status", [200, 500])
+def test_ten_megabytes_of_garbage_are_one_clear_error(garbage: bytes, status: int) -> None:
+    with (
+        ScriptedServer(answer(status, garbage)) as server,
+        Client("k", base_url=server.url, retries=False) as client,
+        pytest.raises(RemoteError) as caught,
+    ):
+        client.processes("t")
+    assert len(caught.value.message) < 1000
 
 
 def test_an_empty_id_is_no_id() -> None:

@@ -410,15 +410,11 @@ class Service:
     def _ask_rows_at_the_end(self) -> None:
         """Ask at once for the rows of what was uploaded, for a few seconds: a job that has ended asks nothing later."""
 
-        def check() -> None:
-            if self._abort.is_set():
-                raise Interrupted("pmwatch is shutting down")
-
         def ask() -> None:
             try:
-                self.rows.ask(self._remote, check, at_once=True)
+                self.rows.ask(self._remote, lambda: _go_on_until(self._abort), at_once=True)
             except LedgerError as error:
-                self._log.error("ledger trouble", thread="rows", error=error.message, hint=error.hint)
+                self._ledger_trouble(error, thread="rows")
 
         self._threads.start("rows", ask)
         self._wait_for_threads(_LAST_ROWS_SECONDS)
@@ -493,6 +489,9 @@ class Service:
 
     # ---- threads ----------------------------------------------------------------------------------------------
 
+    def _ledger_trouble(self, error: LedgerError, **where: str) -> None:
+        self._log.error("ledger trouble", **where, error=error.message, hint=error.hint)
+
     def _wake_all(self) -> None:
         self._work.wake()
         self._names.wake()
@@ -516,7 +515,7 @@ class Service:
                 try:
                     intake.turn()
                 except LedgerError as error:
-                    self._log.error("ledger trouble", folder=folder.name, error=error.message, hint=error.hint)
+                    self._ledger_trouble(error, folder=folder.name)
                     stop.wait(_TICK_SECONDS)
             intake.close()
             self._pulse.forget(thread)
@@ -538,7 +537,7 @@ class Service:
             try:
                 worked = self.uploader.run_one()
             except LedgerError as error:
-                self._log.error("ledger trouble", thread=thread, error=error.message, hint=error.hint)
+                self._ledger_trouble(error, thread=thread)
                 self._no_more_claims.wait(_TICK_SECONDS)
                 continue
             if not worked:
@@ -566,14 +565,13 @@ class Service:
                 next_try = self._resolve_once(next_try)
                 self.rows.ask(self._remote, self._check_resolving)
             except LedgerError as error:
-                self._log.error("ledger trouble", thread="resolve", error=error.message, hint=error.hint)
+                self._ledger_trouble(error, thread="resolve")
             self._names.wait(ticket, 1.0)
         self._pulse.forget("resolve")
 
     def _check_resolving(self) -> None:
         self._pulse.beat("resolve")
-        if self._no_more_claims.is_set():
-            raise Interrupted("pmwatch is shutting down")
+        _go_on_until(self._no_more_claims)
 
     def _reported(self, report: Report) -> None:
         self._reporter.reported(report)
@@ -627,7 +625,7 @@ class Service:
                 try:
                     self._audit(running.intake)
                 except LedgerError as error:
-                    self._log.error("ledger trouble", thread="audit", error=error.message, hint=error.hint)
+                    self._ledger_trouble(error, thread="audit")
 
     def _care_now_and_then(self) -> None:
         """Every minute tidy up and say what is blocked for long, every hour clear archives and forget what is old."""
@@ -641,7 +639,7 @@ class Service:
                     next_clearing = time.monotonic() + _CARE_SECONDS
                     self._clear(now=time.time())
             except LedgerError as error:
-                self._log.error("ledger trouble", thread="care", error=error.message, hint=error.hint)
+                self._ledger_trouble(error, thread="care")
 
     def _say_what_is_blocked(self, said: dict[int, float], *, now: float) -> dict[int, float]:
         """Log each file behind which others wait for long, once a day; return which were told of, and when."""
@@ -775,6 +773,12 @@ def _http(settings: Settings, timeouts: Timeouts) -> Http:
         client_key_file=api.client_key_file,
         proxy=api.proxy.get_secret_value(),
     )
+
+
+def _go_on_until(stop: threading.Event) -> None:
+    """Raise Interrupted once the event is set."""
+    if stop.is_set():
+        raise Interrupted("pmwatch is shutting down")
 
 
 def _target_of(folder: Folder) -> Callable[[bytes], tuple[Target, Order] | None]:

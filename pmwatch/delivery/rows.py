@@ -44,18 +44,24 @@ class RowCounts:
             due = {target: one for target, one in self._last.items() if at_once or one[0] <= self._now()}
         shut = set(self._gates.shut_for(sorted({target.tenant for target in due})))
         for target, one in due.items():
+            if target.tenant in shut:
+                self._take(target, one)
+                continue
             try:
                 check()
-                if target.tenant not in shut:
-                    self._limits.before_request(target.tenant, check)
+                self._limits.before_request(target.tenant, check)
             except Interrupted:
                 return
-            with self._lock:
-                if self._last[target] is not one:
-                    continue  # a later file went there: to be asked after that
-                del self._last[target]
-            if target.tenant not in shut:
+            if self._take(target, one):
                 self._ask(remote, one[1])
+
+    def _take(self, target: Target, one: tuple[float, Delivery]) -> bool:
+        """Take a question off the list, unless a later file went there meanwhile: then it is asked after that one."""
+        with self._lock:
+            is_last = self._last.get(target) is one
+            if is_last:
+                del self._last[target]
+        return is_last
 
     def _ask(self, remote: Remote, delivery: Delivery) -> None:
         try:

@@ -142,8 +142,8 @@ class FolderIntake:
         if now >= self._next_scan:
             self._scan()
         if self._batches.waiting():
-            released = self._batches.released(self._settler.candidates())
-            self._ready |= {one.path: replace(one, waits_for=TURN) for one in released}
+            for candidate in self._batches.released(self._settler.candidates()):
+                self._complete(candidate)
         self._enqueue(now)
         self._report_overdue(now)
 
@@ -243,7 +243,11 @@ class FolderIntake:
         if self._batches.asked_for:
             self._batches.hold(settled)
         else:
-            self._ready[path] = replace(settled, waits_for=TURN)
+            self._complete(settled)
+
+    def _complete(self, candidate: Candidate) -> None:
+        """Let a file wait for its turn to be entered."""
+        self._ready[candidate.path] = replace(candidate, waits_for=TURN)
 
     def _see(self, files: Iterable[Found], batch: float) -> int:
         """Look at files that a scan found, unless the ledger knows them; return how many were news."""

@@ -198,13 +198,19 @@ def test_a_server_that_goes_away_while_a_directory_is_read_is_trouble_of_that_di
     disk.close()
 
 
-def test_a_file_that_is_complete_but_not_entered_yet_is_no_news_to_the_next_scan(tmp_path: Path) -> None:
-    disk = DiskIntake(tmp_path)
+def waiting_to_be_entered(base: Path) -> DiskIntake:
+    """Return an intake that has found a file by a scan, and then one that is complete at once and waits for it."""
+    disk = DiskIntake(base)
     disk.turn()
     disk.write("early.csv")
     disk.intake._scan()
-    disk.arrive("late.csv", renamed=True)  # complete at once, and waits for the one before it
+    disk.arrive("late.csv", renamed=True)
     disk.turn()
+    return disk
+
+
+def test_a_file_that_is_complete_but_not_entered_yet_is_no_news_to_the_next_scan(tmp_path: Path) -> None:
+    disk = waiting_to_be_entered(tmp_path)
     assert disk.entered() == []
     assert "it is complete. It waits for the files that were found before it" in " ".join(
         disk.why("late.csv").sentences
@@ -217,12 +223,7 @@ def test_a_file_that_is_complete_but_not_entered_yet_is_no_news_to_the_next_scan
 
 
 def test_a_file_that_changes_while_it_waits_to_be_entered_has_to_settle_again(tmp_path: Path) -> None:
-    disk = DiskIntake(tmp_path)
-    disk.turn()
-    disk.write("early.csv")
-    disk.intake._scan()
-    disk.arrive("late.csv", renamed=True)
-    disk.turn()
+    disk = waiting_to_be_entered(tmp_path)
     disk.turn(after=SETTLE - 1)
     disk.arrive("late.csv", b"id\n1\n2\n")
     disk.turn(after=1)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Final
 
 NETWORK_FILE_SYSTEMS: Final = frozenset(
@@ -38,17 +39,28 @@ def file_system_type(path: bytes, *, mountinfo: str = "/proc/self/mountinfo") ->
     """Return the type of the file system under `path`, such as `ext4`; empty where it cannot be told."""
     real = os.path.realpath(path)
     best, kind = b"", ""
+    for mount, its_kind in _mounts(mountinfo):
+        inside = real == mount or real.startswith(mount.rstrip(b"/") + b"/")
+        if inside and len(mount) >= len(best):  # of two mounts on one place the later one is seen
+            best, kind = mount, its_kind
+    return kind
+
+
+def mounts_below(path: bytes, *, mountinfo: str = "/proc/self/mountinfo") -> dict[bytes, str]:
+    """Return the types of the file systems that are mounted below `path`, by their paths relative to it."""
+    top = os.path.realpath(path).rstrip(b"/") + b"/"
+    return {mount[len(top) :]: kind for mount, kind in _mounts(mountinfo) if mount.startswith(top) and mount != top}
+
+
+def _mounts(mountinfo: str) -> Iterator[tuple[bytes, str]]:
+    """Yield where each file system is mounted, and its type; nothing where that cannot be read."""
     try:
         with open(mountinfo, "rb") as lines:
             for line in lines:
                 fields, _, rest = line.partition(b" - ")
-                mount = _unescape(fields.split(b" ")[4])
-                inside = real == mount or real.startswith(mount.rstrip(b"/") + b"/")
-                if inside and len(mount) >= len(best):  # of two mounts on one place the later one is seen
-                    best, kind = mount, rest.split(b" ")[0].decode()
+                yield _unescape(fields.split(b" ")[4]), rest.split(b" ")[0].decode()
     except OSError:
-        return ""
-    return kind
+        return
 
 
 def _unescape(field: bytes) -> bytes:

@@ -61,6 +61,7 @@ from pmwatch.web.server import WebServer
 _MOST_FILES: Final = 65536
 _TICK_SECONDS: Final = 0.5
 _QUICK_TICK_SECONDS: Final = 0.05
+_LONGEST_WAY_SECONDS: Final = 0.1  # that a scan gives way to uploads at a time
 _ABORT_SECONDS: Final = 3.0
 _LAST_ROWS_SECONDS: Final = 5.0  # how long the rows of a finished job may take to be told
 _RESOLVE_SECONDS: Final = 15.0
@@ -506,6 +507,7 @@ class Service:
             ledger=self.ledger,
             observer=self._reporter,
             beat=lambda: self._pulse.beat(thread),
+            give_way=self._give_way,
         )
         self._intakes[folder.name] = _Running(intake, stop)
 
@@ -521,6 +523,11 @@ class Service:
             self._pulse.forget(thread)
 
         self._threads.start(thread, work)
+
+    def _give_way(self, seconds: float) -> None:
+        """Let the uploads have the interpreter for as long as a scan had it."""
+        if self.limits.busy:
+            self._no_more_claims.wait(min(seconds, _LONGEST_WAY_SECONDS))
 
     def _stop_intake(self, name: str) -> None:
         running = self._intakes.pop(name)
@@ -690,7 +697,7 @@ class Service:
         name = intake.folder.name
 
         def take() -> Account:
-            return audit(intake.folder, self.ledger, is_settling=lambda path: intake.candidate(path) is not None)
+            return audit(intake.folder, self.ledger, is_settling=intake.accounts_for)
 
         account = take()
         if account.unaccounted:

@@ -81,6 +81,11 @@ class Limits:
             self._of_tenant += Counter()  # which drops what is zero
             self._of_table += Counter()
 
+    @property
+    def busy(self) -> bool:
+        """Tell whether anything is under way."""
+        return bool(self._of_tenant)
+
     def _full(self) -> tuple[Sequence[str], Sequence[str]]:
         with self._lock:
             tenants = [name for name, count in self._of_tenant.items() if count >= self._allowed(name)]

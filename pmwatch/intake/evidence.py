@@ -92,7 +92,12 @@ def renamed_into_place(*, renamed: bool, mtime_ns: int) -> Evidence:
 
 def unchanged(*, seconds: float, settle_seconds: float) -> Evidence:
     """Judge two looks, `seconds` apart by the monotonic clock, that saw the same."""
-    if seconds < settle_seconds:
+    return _unchanged(long_enough=seconds >= settle_seconds, settle_seconds=settle_seconds)
+
+
+@functools.lru_cache(maxsize=1024)  # one object for all the files that wait
+def _unchanged(*, long_enough: bool, settle_seconds: float) -> Evidence:
+    if not long_enough:
         return Evidence(Answer.NO, f"a second look, unchanged for {settle_seconds:g} s")
     return Evidence(Answer.YES, f"it is unchanged for {settle_seconds:g} s")
 

@@ -4,6 +4,7 @@ Watch first, then a full scan, then ready. Nothing here survives a crash, and no
 what was entered, and the next scan finds the rest.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -12,21 +13,23 @@ from typing import Final, Protocol
 
 from pmwatch.errors import FolderDown, LedgerError
 from pmwatch.files import look
-from pmwatch.filesystems import file_system_type, has_events
+from pmwatch.filesystems import file_system_type, has_events, mounts_below
 from pmwatch.intake.batch import Batches
 from pmwatch.intake.evidence import Evidence, marked, marker_of, no_writer
 from pmwatch.intake.inbox import Hints, Inbox
 from pmwatch.intake.rules import MARKER, Rules
 from pmwatch.intake.scan import Found, require_marker, root_identity, scan
-from pmwatch.intake.settle import TURN, Candidate, Settler, overdue
-from pmwatch.intake.watch import Watch, Watcher
+from pmwatch.intake.settle import TURN, Admission, Candidate, Settler, overdue
+from pmwatch.intake.watch import Identity, Watch, Watcher
 from pmwatch.ledger import Ledger
-from pmwatch.model import Backlog, CompleteWhen, Empty, Fingerprint, Folder, Settled, WatchMode, file_kind
+from pmwatch.model import Backlog, CompleteWhen, Empty, Fingerprint, Folder, Settled, WatchMode, display, file_kind
 
 _CHECK_SECONDS: Final = 5.0  # how often the root is compared with the one that is watched
 _POLL_SECONDS: Final = 10.0  # the longest time between scans while there is no watch
 _RETRY_FIRST, _RETRY_LONGEST = 0.5, 30.0
 _BATCH: Final = 500
+_ADMITTED: Final = 50_000  # of the files that a scan finds; with the ledger's work about 100 MB
+_OVERDUE_SECONDS: Final = 10.0  # how often all that settles is searched for what never does
 _MAX_KNOWN_PROBLEMS: Final = 1000
 _SHOWN_OVERDUE: Final = 5
 _MOST_OFTEN: Final = 16  # how many times as often a folder is scanned whose watch misses files
@@ -80,6 +83,7 @@ class FolderIntake:
         ledger: Ledger,
         observer: Observer,
         beat: Callable[[], None] = lambda: None,
+        give_way: Callable[[float], None] = lambda _seconds: None,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -90,6 +94,7 @@ class FolderIntake:
         self._ledger = ledger
         self._observer = observer
         self._beat = beat
+        self._give_way = give_way
         self._monotonic = monotonic
         self._wall = wall
         self._settler = Settler(
@@ -101,13 +106,17 @@ class FolderIntake:
         )
         self._batches = Batches(folder.root, folder.completeness, self._no_writer)
         self._polled = ""  # why there is no watch, where there is to be none
+        self._eventless = ""  # what is mounted below and has to be polled, although the rest is watched
+        self._unwatched: FolderDown | None = None  # the limit that keeps directories from being watched
         self._started_at_ns = int(wall() * 1e9)
-        self._old = 0  # news of the first scan that are older than the start
+        self._old = 0  # files that the first walk found, that are older than the start and not in the ledger
+        self._walked = False  # a scan has been through the whole folder
+        self._first_batch = math.nan
+        self._more = False  # more files than are taken in at a time: the next scan finds the others
         self._unannounced = 0  # news of the running scan of which no event is on its way
-        self._first_batch = 0.0
         self._rescan_seconds = folder.rescan_seconds
         self._watch: Watch | None = None
-        self._watched_root: tuple[int, int] | None = None
+        self._watched_root: Identity | None = None
         self._problem: FolderDown | None = None
         self._scans_asked = 1
         self._scans_answered = 0
@@ -115,9 +124,11 @@ class FolderIntake:
         self._next_check = 0.0
         self._retry = _RETRY_FIRST
         self._ready: dict[bytes, Candidate] = {}  # settled, and not in the ledger yet
-        self._hold_until = 0.0
+        self._batch: float | None = None  # that of the scan that runs, or broke off and is to run again
+        self._holds: dict[float, float] = {}  # until when what came after a scan waits for what that scan found
         self._ignored: Counter[str] = Counter()
         self._reported: set[bytes] = set()
+        self._next_overdue = 0.0
 
     def _no_writer(self, path: bytes) -> Evidence:
         return no_writer(self.folder.root, path)
@@ -139,7 +150,7 @@ class FolderIntake:
         self._take(hints)
         for path in self._settler.due(now):
             self._look(path)
-        if now >= self._next_scan:
+        if now >= self._scan_due():
             self._scan()
         if self._batches.waiting():
             for candidate in self._batches.released(self._settler.candidates()):
@@ -149,10 +160,15 @@ class FolderIntake:
 
     def _wait(self, longest: float) -> float:
         due = self._settler.next_due()
-        nearest = min(self._next_scan, self._next_check, self._next_scan if due is None else due)
-        if self._ready:
-            nearest = min(nearest, self._hold_until)
+        held_until = min(self._holds.values(), default=0.0) if self._ready else math.inf
+        nearest = min(self._scan_due(), self._next_check, math.inf if due is None else due, held_until)
         return max(0.0, min(longest, nearest - self._monotonic()))
+
+    def _scan_due(self) -> float:
+        """Return when to scan: not before the first of very many files have made room for the others."""
+        if self._more and self._ready:
+            return math.inf
+        return max(self._holds.values()) if self._more and self._holds else self._next_scan
 
     def _check_root(self, now: float) -> None:
         """Keep the watch on the directory that is there now: it may be new, replaced, unmounted or gone."""
@@ -163,12 +179,13 @@ class FolderIntake:
             if self.folder.root_marker:
                 require_marker(self.folder.root, self.folder.root_marker)
             self._next_check = now + _CHECK_SECONDS
-            blind = not self._polled and (self._watch is None or not self._watch.alive)
+            watch = self._watch
+            blind = not self._polled and (watch is None or not watch.alive or not watch.complete)
             if blind or root != self._watched_root:
                 self._arm(root)
                 self._next_scan = now
             self._retry = _RETRY_FIRST
-            self._set_problem(None)
+            self._set_problem(self._unwatched)
         except FolderDown as problem:
             self._next_check = now + self._retry
             self._retry = min(_RETRY_LONGEST, 2 * self._retry)
@@ -176,12 +193,12 @@ class FolderIntake:
             if problem.reason != "folder_down":  # readable, only not watchable: scan it instead
                 self._next_scan = min(self._next_scan, now + _POLL_SECONDS)
 
-    def _arm(self, root: tuple[int, int]) -> None:
+    def _arm(self, root: Identity) -> None:
         self._disarm()
         self._polled = self._why_polled()
         if not self._polled:
             self._watch = self._watcher.watch(
-                self.folder.root, inbox=self.inbox, enters=self.rules.enters, deep=self.rules.deep
+                self.folder.root, root, inbox=self.inbox, enters=self.rules.enters, deep=self.rules.deep
             )
         self._watched_root = root
 
@@ -193,6 +210,27 @@ class FolderIntake:
         if self.folder.watch is WatchMode.AUTO and not has_events(kind):
             return f"{kind} has no events"
         return ""
+
+    def _why_polled_too(self) -> str:
+        """Say what is mounted below the root that has no events; empty where all is watched."""
+        if self._polled or self.folder.watch is not WatchMode.AUTO or not self.rules.deep:
+            return ""
+        found = (
+            f"{kind} at {display(path)} has no events"
+            for path, kind in sorted(mounts_below(self.folder.root).items())
+            if not has_events(kind) and self.rules.enters(path)
+        )
+        return next(found, "")
+
+    def _enter(self, directory: bytes, identity: Identity) -> None:
+        """Watch a directory that a scan is about to read: what comes before is found by it, what comes later tells."""
+        self._beat()
+        if self._watch is None or not directory:
+            return
+        try:
+            self._watch.watch(directory, identity)
+        except FolderDown as limit:
+            self._unwatched = limit
 
     def _disarm(self) -> None:
         if self._watch is not None:
@@ -211,7 +249,8 @@ class FolderIntake:
         for path, renamed in hints.paths.items():
             mapped = self.rules.map(path)
             if mapped.target is not None:
-                self._look(path, renamed=renamed)
+                if not self._more or self.candidate(path) is not None:  # else its turn comes with the next scan
+                    self._look(path, renamed=renamed)
             elif mapped.reason == MARKER:
                 markers.add(path)
         if markers and self.folder.completeness.when is CompleteWhen.MARKER:
@@ -219,8 +258,20 @@ class FolderIntake:
                 if marker_of(candidate.path, self.folder.completeness.marker) in markers:
                     self._look(candidate.path)
         for directory in _outermost(hints.directories):
-            found = scan(self.folder.root, self.rules, below=directory, problem=_ignore, beat=self._beat)
-            self._see(found, self._monotonic())
+            self._scan_below(directory)
+        if self._watch is not None and self._unwatched is not None:
+            self._set_problem(self._unwatched)
+            self._next_scan = min(self._next_scan, self._monotonic() + _POLL_SECONDS)
+
+    def _scan_below(self, directory: bytes) -> None:
+        batch = self._monotonic()
+        try:
+            found = scan(self.folder.root, self.rules, below=directory, problem=_ignore, enter=self._enter)
+            if self._see(found, batch):
+                self._holds[batch] = self._monotonic() + self.folder.settle_seconds
+        except LedgerError:
+            self._next_scan = batch + self._retry  # the hints that were taken with this one are lost
+            raise
 
     def _look(self, path: bytes, *, renamed: bool = False) -> None:
         st = look(self.folder.root, path)
@@ -251,19 +302,19 @@ class FolderIntake:
 
     def _see(self, files: Iterable[Found], batch: float) -> int:
         """Look at files that a scan found, unless the ledger knows them; return how many were news."""
-        news, chunk = 0, list[Found]()
+        news, chunk, admission = 0, list[Found](), Admission(_ADMITTED)
         for found in files:
             chunk.append(found)
             if len(chunk) >= _BATCH:
-                news += self._see_chunk(chunk, batch)
+                news += self._see_chunk(chunk, batch, admission)
                 chunk.clear()
-        news += self._see_chunk(chunk, batch)
-        if news:
-            self._hold_until = self._monotonic() + self.folder.settle_seconds
+        news += self._see_chunk(chunk, batch, admission)
+        self._more = self._more or admission.more
         return news
 
-    def _see_chunk(self, chunk: list[Found], batch: float) -> int:
+    def _see_chunk(self, chunk: list[Found], batch: float, admission: Admission) -> int:
         self._beat()  # a scan of many files is many turns
+        started = self._monotonic()
         known = self._ledger.known(self.folder.name, [found.path for found in chunk])
         news = 0
         for found in chunk:
@@ -271,18 +322,36 @@ class FolderIntake:
             before = known.get(found.path)
             if before is not None and not before.is_news(seen):
                 continue
-            is_news = self.candidate(found.path) is None
-            news += is_news
-            self._unannounced += is_news and not self.inbox.holds(found.path)
-            self._old += is_news and not self._scans_answered and seen.mtime_ns < self._started_at_ns
+            if not self._walked and batch == self._first_batch and seen.mtime_ns < self._started_at_ns:
+                self._old += 1
+            if self.candidate(found.path) is None:
+                unannounced = not self.inbox.holds(found.path)
+                if not admission.admits((seen.mtime_ns, found.path, unannounced)):
+                    continue
+                news += 1
+                self._unannounced += unannounced
             self._saw(found.path, seen, batch=batch)
+        for _, path, unannounced in admission.sent_back():
+            self._forget(path)
+            news -= 1
+            self._unannounced -= unannounced
+        self._give_way(self._monotonic() - started)
         return news
+
+    def _forget(self, path: bytes) -> None:
+        self._settler.forget(path)
+        self._batches.forget(path)
+        self._ready.pop(path, None)
 
     def _scan(self) -> None:
         started, asked = self._monotonic(), self._scans_asked
         self._unannounced = 0
+        batch = self._batch = started if self._batch is None else self._batch
+        held, self._holds[batch] = self._holds.get(batch, 0.0), math.inf
         if not self._scans_answered:
-            self._old, self._first_batch = 0, started
+            self._first_batch = batch
+        if not self._walked:
+            self._old = 0
         ignored: Counter[str] = Counter()
 
         def problem(_path: bytes, reason: str) -> None:
@@ -290,8 +359,10 @@ class FolderIntake:
             if len(ignored) < _MAX_KNOWN_PROBLEMS:
                 ignored[reason.partition(":")[0]] += 1
 
+        self._more, self._unwatched = False, None
+        self._eventless = self._why_polled_too()
         try:
-            news = self._see(scan(self.folder.root, self.rules, problem=problem, beat=self._beat), started)
+            news = self._see(scan(self.folder.root, self.rules, problem=problem, enter=self._enter), batch)
         except FolderDown as error:
             self._set_problem(error)
             self._next_check = started + self._retry
@@ -299,18 +370,26 @@ class FolderIntake:
         except LedgerError:
             self._next_scan = started + self._retry  # nothing was entered; the next scan finds it all again
             raise
+        if self._watch is not None:
+            self._set_problem(self._unwatched)
         self._ignored = ignored
-        missed = self._unannounced if self._scans_answered and self._watch is not None else 0
-        self._scans_answered = asked
+        self._walked = True
+        watched = self._watch is not None and not self._eventless
+        missed = self._unannounced if self._scans_answered and watched else 0
+        if not self._more:
+            self._scans_answered = asked
         ended = self._monotonic()
+        self._holds[batch] = ended + self.folder.settle_seconds if news or held == math.inf else held
+        if self._scans_answered:  # all that the first scan finds, in however many attempts, came at one time
+            self._batch = None
         self._next_scan = ended + max(self._seconds_to_next_scan(missed=missed), 2 * (ended - started))
         self._observer.scanned(self.folder.name, ended - started, files=news, missed=missed)
 
     def _seconds_to_next_scan(self, *, missed: int) -> float:
-        """Return how long to wait: less where the watch has missed files, and less still where there is none."""
-        if self._polled:
+        """Return how long to wait: less where the watch has missed files, less still where it is none or not whole."""
+        if self._polled or self._eventless:
             return min(self.folder.poll_seconds, self.folder.rescan_seconds)
-        if self._watch is None or not self._watch.alive:
+        if self._watch is None or not self._watch.alive or self._unwatched is not None or self._more:
             return min(_POLL_SECONDS, self.folder.rescan_seconds)
         longest = self.folder.rescan_seconds
         changed = self._rescan_seconds / 2 if missed else self._rescan_seconds * 2
@@ -322,16 +401,23 @@ class FolderIntake:
     def _enqueue(self, now: float) -> None:
         """Enter what has settled, in the order of arrival. What the ledger cannot take stays for the next turn.
 
-        After a scan found files, later arrivals wait until these had their second look: a file renamed into
-        place just now must not overtake the backlog.
+        What came after a scan waits until the files that it found had their second look: a file renamed into place
+        just now must not overtake the backlog. `now` is before the looks of this turn.
         """
-        if not self._ready or now < self._hold_until:  # `now` is before the looks of this turn
+        self._holds = {batch: until for batch, until in self._holds.items() if now < until}
+        if self.folder.guards.backlog is Backlog.ASK and not self._walked:
+            return  # nobody knows yet whether there are too many old ones
+        first_held = min(self._holds, default=math.inf)
+        going = (candidate for candidate in self._ready.values() if candidate.batch < first_held)
+        ready = sorted(going, key=lambda candidate: candidate.rank)
+        if not ready:
             return
-        ready = sorted(self._ready.values(), key=lambda candidate: candidate.rank)
         files = [file for candidate in ready if (file := self._settled(candidate)) is not None]
         entered = self._ledger.enqueue(files)
-        self._ready.clear()
-        self._reported.difference_update(candidate.path for candidate in ready)
+        for candidate in ready:
+            del self._ready[candidate.path]
+        if self._more:
+            self._next_scan = now
         if entered:
             self._observer.settled(self.folder.name, len(entered))
         backlog = sum(file.held == "backlog" for file in files)
@@ -363,10 +449,15 @@ class FolderIntake:
         return candidate.batch == self._first_batch and candidate.fingerprint.mtime_ns < self._started_at_ns
 
     def _report_overdue(self, now: float) -> None:
-        for candidate in self._settler.overdue(now) + overdue(self._batches.waiting(), now):
+        """Report each file that never settles, once for as long as it does not."""
+        if now < self._next_overdue:
+            return
+        self._next_overdue = now + _OVERDUE_SECONDS
+        found = self._settler.overdue(now) + overdue(self._batches.waiting(), now)
+        for candidate in found:
             if candidate.path not in self._reported:
-                self._reported.add(candidate.path)
                 self._observer.never_settles(self.folder.name, candidate, now - candidate.first_seen)
+        self._reported = {candidate.path for candidate in found}
 
     # ---- questions ----------------------------------------------------------------------------------------
 
@@ -403,7 +494,7 @@ class FolderIntake:
         return IntakeStatus(
             up=self._problem is None and self._watched_root is not None and (bool(self._polled) or watching),
             watching=watching,
-            polled=self._polled,
+            polled=self._polled or self._eventless,
             problem=self._problem,
             scanned_once=self._scans_answered > 0,
             settling=len(candidates),
@@ -415,6 +506,10 @@ class FolderIntake:
     def candidate(self, path: bytes) -> Candidate | None:
         """Return a file that is not in the ledger yet: still settling, or complete and about to be entered."""
         return self._settler.candidate(path) or self._batches.candidate(path) or self._ready.get(path)
+
+    def accounts_for(self, path: bytes) -> bool:
+        """Tell whether a file that is not in the ledger is on its way there, or its turn comes with a next scan."""
+        return self._more or self.candidate(path) is not None
 
     def close(self) -> None:
         """Stop watching."""

@@ -52,9 +52,15 @@ class Inbox:
         self._filled.set()
 
     def holds(self, path: bytes) -> bool:
-        """Tell whether a hint at `path` waits to be taken."""
+        """Tell whether a hint at `path`, or at a directory above it, waits to be taken."""
         with self._lock:
-            return path in self._hints.paths
+            if path in self._hints.paths:
+                return True
+            while self._hints.directories and b"/" in path:
+                path = path.rpartition(b"/")[0]
+                if path in self._hints.directories:
+                    return True
+            return False
 
     def wake(self) -> None:
         """End a running `take` early."""

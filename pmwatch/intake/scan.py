@@ -10,6 +10,7 @@ from pmwatch.intake.rules import Rules
 from pmwatch.model import display, file_kind
 
 Problem = Callable[[bytes, str], None]
+Enter = Callable[[bytes, tuple[int, int]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +57,23 @@ def _down(root: bytes, error: OSError) -> FolderDown:
     )
 
 
+def _pass_by(_directory: bytes, _identity: tuple[int, int]) -> None:
+    """Take no note."""
+
+
 def scan(
-    root: bytes, rules: Rules, *, below: bytes = b"", problem: Problem, beat: Callable[[], None] = lambda: None
+    root: bytes, rules: Rules, *, below: bytes = b"", problem: Problem, enter: Enter = _pass_by
 ) -> Iterator[Found]:
     """Yield every wanted regular file below `root` (or below its sub-directory `below`).
 
-    `problem` is told of every other one, with the reason; `beat` is called for each directory. Raises FolderDown
-    where the root cannot be read; a sub-directory that cannot be is a problem of its own.
+    `problem` is told of every other one, with the reason; `enter` of each directory before it is read, with its
+    device and inode. Raises FolderDown where the root cannot be read; a sub-directory that cannot be is a problem
+    of its own.
     """
     waiting = [below]
     while waiting:
         directory = waiting.pop()
-        beat()
-        for path, entry in _entries(root, directory, problem):
+        for path, entry in _entries(root, directory, problem, enter):
             try:
                 if entry.is_dir(follow_symlinks=False):
                     if rules.enters(path):
@@ -88,11 +93,15 @@ def scan(
                 yield Found(path, st)
 
 
-def _entries(root: bytes, directory: bytes, problem: Problem) -> Iterator[tuple[bytes, "os.DirEntry[str]"]]:
+def _entries(
+    root: bytes, directory: bytes, problem: Problem, enter: Enter
+) -> Iterator[tuple[bytes, "os.DirEntry[str]"]]:
     """Yield path and entry of what lies in one directory, opened without following a link below the root."""
     fd = -1
     try:
         fd = _open_directory(root, directory)
+        st = os.fstat(fd)
+        enter(directory, (st.st_dev, st.st_ino))
         with os.scandir(fd) as entries:
             for entry in entries:
                 yield os.path.join(directory, os.fsencode(entry.name)), entry

@@ -174,3 +174,41 @@ class Settler:
 def overdue(candidates: Iterable[Candidate], now: float) -> list[Candidate]:
     """Return files with content that have been waiting for more than a quarter of an hour."""
     return [one for one in candidates if now - one.first_seen >= _LONG_SECONDS and one.fingerprint.size]
+
+
+Place = tuple[int, bytes, bool]
+"""A file's place in the order of arrival among those of its scan: mtime (ns) and path, and whether no event came."""
+
+
+class Admission:
+    """Which of the files that one scan finds come in now: the first `most`, up to twice as many, in their order.
+
+    The others are left to the next scan (`more`), so that a million new files need no more memory than these.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._places: list[Place] = []
+        self._last: Place | None = None
+
+    @property
+    def more(self) -> bool:
+        """Tell whether some were left to the next scan."""
+        return self._last is not None
+
+    def admits(self, place: Place) -> bool:
+        """Tell whether a file that the scan found comes in now."""
+        if self._last is not None and place > self._last:
+            return False
+        self._places.append(place)
+        return True
+
+    def sent_back(self) -> list[Place]:
+        """Return those that came in, and have to leave again for so many that come before them."""
+        if len(self._places) < 2 * self._most:
+            return []
+        self._places.sort()
+        back = self._places[self._most :]
+        del self._places[self._most :]
+        self._last = self._places[-1]
+        return back

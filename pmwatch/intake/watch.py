@@ -38,11 +38,16 @@ _MASK: Final = Mask(
 )
 
 
+Identity = tuple[int, int]
+"""Device and inode of a directory: what the kernel watches, whatever its path becomes."""
+
+
 class Watch:
     """The watched directories of one folder, and the way of their events into its inbox.
 
-    watchdog calls `on_event`, `on_watch_deleted` and `on_queue_overflow` from its reading thread; nothing in
-    them may raise, or every folder would go blind.
+    The intake calls `watch` for each directory before it reads it, at every scan: what a lost event or a limit left
+    unwatched is watched from the next scan on. watchdog calls `on_event`, `on_watch_deleted` and
+    `on_queue_overflow` from its reading thread; nothing in them may raise, or every folder would go blind.
     """
 
     def __init__(
@@ -56,15 +61,17 @@ class Watch:
         self._id = CallbackId(id(self))
         self._lock = threading.RLock()
         self._paths: dict[WatchDescriptor, bytes] = {}
+        self._identities: dict[WatchDescriptor, Identity] = {}
+        self._wds: dict[Identity, WatchDescriptor] = {}
         self._root_wd: WatchDescriptor | None = None
         self._closed = False
+        self._complete = True
 
-    def arm(self) -> None:
-        """Watch the root, and what lies below it if the folder is deep. Raises FolderDown, naming the limit reached."""
+    def arm(self, identity: Identity) -> None:
+        """Watch the root. Raises FolderDown, naming the limit reached."""
         try:
             with self._lock:
-                self._root_wd = self._add(b"")
-                self._add_below(b"")
+                self._root_wd = self._add(b"", identity)
         except OSError as error:
             self.close()
             raise explain(error, self._root) from None
@@ -73,43 +80,44 @@ class Watch:
             message = f"{display(self._root)} cannot be watched"
             raise FolderDown(message, hint="Check its permissions.", reason="unwatchable")
 
-    def _add(self, path: bytes) -> WatchDescriptor | None:
+    def watch(self, path: bytes, identity: Identity) -> None:
+        """Watch the directory `path` below the root, unless it is. Raises FolderDown at a limit of the kernel."""
+        with self._lock:
+            wd = self._wds.get(identity)
+            if wd is not None:
+                self._paths[wd] = path  # it may have been moved
+                return
+            if self._closed:
+                return
+            try:
+                self._add(path, identity)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EMFILE, errno.ENOMEM):
+                    raise explain(error, self._root, what="as a whole") from None
+                # gone meanwhile, or no directory any more
+
+    def _add(self, path: bytes, identity: Identity) -> WatchDescriptor | None:
         """Watch one directory below the root; None where that is not allowed."""
         wd = self._fd.add_callback(os.path.join(self._root, path) if path else self._root, _MASK, self, self._id)
         if wd == -1:  # watchdog's way to report EACCES
+            self._fd.remove_callbacks([(wd, self._id)])
             return None
-        self._paths[wd] = path
+        self._paths[wd], self._identities[wd], self._wds[identity] = path, identity, wd
         return wd
 
-    def _add_below(self, top: bytes) -> None:
-        waiting = [top] if self._deep else []
-        while waiting:
-            directory = waiting.pop()
-            for path in self._subdirectories(directory):
-                self._try_add(path)
-                waiting.append(path)
-
-    def _try_add(self, path: bytes) -> None:
-        try:
-            self._add(path)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EMFILE, errno.ENOMEM):
-                raise
-
-    def _subdirectories(self, directory: bytes) -> list[bytes]:
-        try:
-            with os.scandir(os.path.join(self._root, directory) if directory else self._root) as entries:
-                found = [
-                    os.path.join(directory, entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)
-                ]
-        except OSError:
-            return []
-        return [path for path in found if self._enters(path)]
+    def _drop(self, wd: WatchDescriptor) -> None:
+        if self._paths.pop(wd, None) is not None:
+            self._wds.pop(self._identities.pop(wd), None)
 
     @property
     def alive(self) -> bool:
         """Tell whether the root is still watched and somebody reads the events."""
         return not self._closed and self._root_wd in self._paths and self._fd.is_alive()
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether no event was lost: the kernel may have dropped one that a directory came, went or was moved."""
+        return self._complete
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -118,7 +126,11 @@ class Watch:
         """Watch nothing any more."""
         with self._lock:
             self._closed = True
-            wds, self._paths = list(self._paths), {}
+            self._give_back(list(self._paths))
+
+    def _give_back(self, wds: list[WatchDescriptor]) -> None:
+        for wd in wds:
+            self._drop(wd)
         self._fd.remove_callbacks([(wd, self._id) for wd in wds])
 
     # ---- called by watchdog's reading thread ------------------------------------------------------------
@@ -149,20 +161,11 @@ class Watch:
         if not self._deep or not self._enters(path):
             return
         if event.is_moved_from:
-            self._forget_below(path)
-        else:
             with self._lock:
-                self._forget_below(path)  # one of this name may have been there before
-                self._try_add(path)
-                self._add_below(path)
+                below = path + b"/"
+                self._give_back([wd for wd, known in self._paths.items() if known == path or known.startswith(below)])
+        else:
             self._inbox.put_directory(path)
-
-    def _forget_below(self, path: bytes) -> None:
-        with self._lock:
-            gone = [wd for wd, known in self._paths.items() if known == path or known.startswith(path + b"/")]
-            for wd in gone:
-                del self._paths[wd]
-        self._fd.remove_callbacks([(wd, self._id) for wd in gone])
 
     def _lost(self, wd: WatchDescriptor) -> None:
         if wd == self._root_wd:
@@ -172,11 +175,12 @@ class Watch:
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
         """The kernel dropped a watch: its directory is gone, or unmounted."""
         with self._lock:
-            self._paths.pop(wd, None)
+            self._drop(wd)
         self._lost(wd)
 
     def on_queue_overflow(self) -> None:
-        """The kernel dropped events: the scan finds what they were about."""
+        """The kernel dropped events: a new watch and a scan find what they were about."""
+        self._complete = False
         self._inbox.rescan()
 
 
@@ -188,14 +192,16 @@ class Watcher:
         self._lock = threading.Lock()
         self._watches: list[Watch] = []
 
-    def watch(self, root: bytes, *, inbox: Inbox, enters: Callable[[bytes], bool], deep: bool) -> Watch:
-        """Return an armed watch of a folder. Raises FolderDown."""
+    def watch(
+        self, root: bytes, identity: Identity, *, inbox: Inbox, enters: Callable[[bytes], bool], deep: bool
+    ) -> Watch:
+        """Return a watch of a folder's root; the scan adds what lies below. Raises FolderDown."""
         with self._lock:
             try:
                 watch = Watch(self._reader(), root, inbox=inbox, enters=enters, deep=deep)
             except OSError as error:
                 raise explain(error, root) from None
-        watch.arm()
+        watch.arm(identity)
         with self._lock:
             self._watches = [other for other in self._watches if other.alive] + [watch]
         return watch
@@ -221,20 +227,21 @@ class Watcher:
             fd.join(5)
 
 
-def explain(error: OSError, root: bytes) -> FolderDown:
+def explain(error: OSError, root: bytes, *, what: str = "") -> FolderDown:
     """Put an inotify error into plain words: ENOSPC has nothing to do with a disk (inotify_add_watch(2))."""
+    cannot = f"{display(root)} cannot be watched {what}".rstrip()
     limits = {
         errno.ENOSPC: ("max_user_watches", "watched directories"),
         errno.EMFILE: ("max_user_instances", "inotify instances"),
     }
     if error.errno in limits:
-        name, what = limits[error.errno]
+        name, of_what = limits[error.errno]
         return FolderDown(
-            f"{display(root)} cannot be watched: the kernel's limit of {what} is reached",
+            f"{cannot}: the kernel's limit of {of_what} is reached",
             hint=f"Raise fs.inotify.{name} (now {_sysctl(name)}) with sysctl; meanwhile the folder is scanned.",
             reason="inotify_limit",
         )
-    message = f"{display(root)} cannot be watched: {error.strerror}"
+    message = f"{cannot}: {error.strerror}"
     return FolderDown(message, hint="Meanwhile the folder is scanned.", reason="unwatchable")
 
 

@@ -39,7 +39,7 @@ def disk(tmp_path: Path) -> Iterator[DiskIntake]:
 def watched(disk: DiskIntake) -> Iterator[DiskIntake]:
     """Let the kernel's own events come; the clock stays the test's."""
     watcher = Watcher()
-    disk.watcher = watcher  # type: ignore[assignment]  # the quiet one only counts more
+    disk.watcher = watcher
     try:
         disk.restart().turn(longest_wait=0.0)
         yield disk
@@ -231,8 +231,7 @@ def test_events_about_any_name_are_hints_like_others(disk: DiskIntake, outside: 
 
 
 def test_directories_of_any_name_are_gone_into_and_name_a_target_in_printable_words(tmp_path: Path) -> None:
-    folder = {"levels": ("{tenant}", "{datatable}"), "target": Target("", ""), "recursive": True}
-    disk = DiskIntake(tmp_path, **folder)
+    disk = DiskIntake(tmp_path, levels=("{tenant}", "{datatable}"), target=Target("", ""), recursive=True)
     names = [b"acme/<b>Orders", b"acme/new\nline", b"acme/\xff", b"\xff/Orders", b"no\nsuch/Orders", b"acme/..x"]
     for name in names:
         os.makedirs(os.path.join(os.fsencode(disk.drop), name))

@@ -33,7 +33,7 @@ def test_a_polled_folder_has_no_watch_and_finds_files_by_its_scans(make: Callabl
     disk.turn()
     status = disk.intake.status()
     assert (status.up, status.watching, status.polled) == (True, False, 'watch = "poll"')
-    assert disk.watcher.armed == 0
+    assert disk.quiet.armed == 0
     assert disk.told.scans == 1
     disk.write("a.csv")
     disk.turn(after=POLL - 1)

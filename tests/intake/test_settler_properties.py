@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pmwatch.errors import FolderDown
 from pmwatch.intake.evidence import Answer, Evidence, quietens_leases
 from pmwatch.intake.folder import FolderIntake
-from pmwatch.intake.inbox import Inbox
 from pmwatch.intake.settle import Candidate, Settler
-from pmwatch.intake.watch import Watch, Watcher
 from pmwatch.ledger import Arrived, Disposed, Ledger
 from pmwatch.model import CompleteWhen, Fingerprint, State
 from support.folders import make_folder
+from support.intakes import QuietWatcher
 from support.ledgers import DESTINATION, TARGET, sha
 
 NAMES = st.sampled_from([b"a.csv", b"b.csv"])
@@ -209,25 +207,6 @@ TestSettler.settings = settings(max_examples=6 * settings().max_examples)
 # ---- scanner, settler and ledger, on a real directory ---------------------------------------------------------
 
 
-class NoWatch(Watch):
-    """A watch that never says anything: the machine itself puts hints into the inbox."""
-
-    def __init__(self) -> None:
-        pass
-
-    @property
-    def alive(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        pass
-
-
-class NoWatcher(Watcher):
-    def watch(self, root: bytes, *, inbox: Inbox, enters: Callable[[bytes], bool], deep: bool) -> Watch:  # noqa: ARG002
-        return NoWatch()
-
-
 class NoObserver:
     def folder_changed(self, folder: str, problem: FolderDown | None) -> None:  # noqa: ARG002
         assert problem is None
@@ -276,7 +255,7 @@ class IntakeMachine(RuleBasedStateMachine):
     def _new_intake(self) -> FolderIntake:
         return FolderIntake(
             make_folder(self.root, recursive=True, settle_seconds=SETTLE_SECONDS),
-            watcher=NoWatcher(),
+            watcher=QuietWatcher(),
             ledger=self.ledger,
             observer=NoObserver(),
             monotonic=lambda: self.now,

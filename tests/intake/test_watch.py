@@ -11,7 +11,10 @@ from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, Inotify
 
 from pmwatch.errors import FolderDown
 from pmwatch.intake.inbox import Hints, Inbox
+from pmwatch.intake.rules import Rules
+from pmwatch.intake.scan import root_identity, scan
 from pmwatch.intake.watch import Watch, Watcher, explain
+from support.folders import make_folder
 
 
 class Seen:
@@ -22,8 +25,10 @@ class Seen:
         self.paths: dict[bytes, bool] = {}
         self.directories: set[bytes] = set()
         self.rescan = False
+        self.root = os.fsencode(root)
+        self.rules = Rules(make_folder(root, recursive=deep))
         self.watch = watcher.watch(
-            os.fsencode(root), inbox=self.inbox, enters=lambda path: not path.startswith(b"."), deep=deep
+            self.root, root_identity(self.root), inbox=self.inbox, enters=self.rules.enters, deep=deep
         )
 
     def until(self, probe: Callable[["Seen"], bool]) -> None:
@@ -37,6 +42,9 @@ class Seen:
     def _add(self, hints: Hints) -> None:
         self.paths.update(hints.paths)
         self.directories |= hints.directories
+        for directory in hints.directories:
+            for _ in scan(self.root, self.rules, below=directory, problem=lambda *_: None, enter=self.watch.watch):
+                pass
         self.rescan |= hints.rescan
 
 
@@ -80,6 +88,7 @@ def test_new_and_moved_in_directories_are_watched_and_scanned(watcher: Watcher, 
     (tmp_path / "tree").rename(root / "tree")
     (root / "made").mkdir()
     seen.until(lambda s: s.directories >= {b"tree", b"made"})
+    assert watcher.count() == 4
     (root / "tree" / "deep" / "a.csv").write_bytes(b"x")
     (root / "made" / "b.csv").write_bytes(b"x")
     seen.until(lambda s: {b"tree/deep/a.csv", b"made/b.csv"} <= set(s.paths))
@@ -117,7 +126,7 @@ def test_an_error_in_the_handler_asks_for_a_scan_and_kills_no_thread(tmp_path: P
 
     reader = InotifyFD()
     watch = Watch(reader, os.fsencode(tmp_path), inbox=inbox, enters=broken, deep=True)
-    wd = watch._add(b"")
+    wd = watch._add(b"", root_identity(os.fsencode(tmp_path)))
     assert wd is not None
     mask = Mask(InotifyConstants.IN_CREATE | InotifyConstants.IN_ISDIR)
     watch.on_event(InotifyEvent(wd, mask, 0, b"new"))

@@ -11,7 +11,7 @@ from pmwatch.explain import Answer, why
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.inbox import Inbox
 from pmwatch.intake.settle import Candidate
-from pmwatch.intake.watch import Watch, Watcher
+from pmwatch.intake.watch import Identity, Watch, Watcher
 from pmwatch.ledger import Ledger
 from pmwatch.model import Delivery, Folder
 from support.folders import make_folder
@@ -29,6 +29,13 @@ class QuietWatch(Watch):
     def alive(self) -> bool:
         return True
 
+    @property
+    def complete(self) -> bool:
+        return True
+
+    def watch(self, path: bytes, identity: Identity) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -38,7 +45,15 @@ class QuietWatcher(Watcher):
 
     armed = 0
 
-    def watch(self, root: bytes, *, inbox: Inbox, enters: Callable[[bytes], bool], deep: bool) -> Watch:  # noqa: ARG002  the seam's own arguments
+    def watch(  # the seam's own arguments
+        self,
+        root: bytes,  # noqa: ARG002
+        identity: Identity,  # noqa: ARG002
+        *,
+        inbox: Inbox,  # noqa: ARG002
+        enters: Callable[[bytes], bool],  # noqa: ARG002
+        deep: bool,  # noqa: ARG002
+    ) -> Watch:
         self.armed += 1
         return QuietWatch()
 
@@ -72,9 +87,12 @@ class Told:
 
 
 class DiskIntake:
-    """Brings files of `drop` into a ledger, one turn at a time. `changes` are those of its folder."""
+    """Brings files of `drop` into a ledger, one turn at a time. `changes` are those of its folder.
 
-    def __init__(self, base: Path, **changes: Any) -> None:
+    Without a `watcher` there are no events but those that the test itself makes (`hint`).
+    """
+
+    def __init__(self, base: Path, *, watcher: Watcher | None = None, **changes: Any) -> None:
         self.drop = base / "drop"
         self.drop.mkdir(exist_ok=True)
         state = base / "state"
@@ -84,7 +102,8 @@ class DiskIntake:
         self.clock = Clock(1000.0)
         self.wall = Clock(time.time())
         self.told = Told()
-        self.watcher = QuietWatcher()
+        self.quiet = QuietWatcher()
+        self.watcher = watcher or self.quiet
         self.folder: Folder = make_folder(self.drop, **{"settle_seconds": 5.0} | changes)
         self.intake = self.restart()
 

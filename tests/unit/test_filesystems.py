@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
+from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type, mounts_below
 
 # Lines as proc_pid_mountinfo(5) describes them: optional fields end with " - ", then type, source and options.
 MOUNTINFO = rb"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -43,6 +43,23 @@ def mountinfo(tmp_path: Path) -> str:
 )
 def test_the_innermost_and_latest_mount_decides(path: bytes, kind: str, mountinfo: str) -> None:
     assert file_system_type(path, mountinfo=mountinfo) == kind
+
+
+@pytest.mark.parametrize(
+    ("path", "below"),
+    [
+        (b"/srv", {b"drop": "nfs4"}),
+        (b"/srv/drop", {}),
+        (b"/srv/dro", {}),
+        (b"/mnt", {b"with blank": "cifs", b"back\\slash": "fuse.sshfs", b"twice": "9p"}),
+    ],
+)
+def test_what_is_mounted_below_a_directory(path: bytes, below: dict[bytes, str], mountinfo: str) -> None:
+    assert mounts_below(path, mountinfo=mountinfo) == below
+
+
+def test_where_the_kernel_does_not_tell_nothing_is_mounted_below(tmp_path: Path) -> None:
+    assert mounts_below(b"/", mountinfo=str(tmp_path / "none")) == {}
 
 
 def test_a_symbolic_link_is_followed_to_where_the_files_are(mountinfo: str, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from support.daemon import wait_for
 from support.intake_process import Counted, IntakeProcess
 
 MANY = 20_000 * int(os.environ.get("PMWATCH_TEST_SCALE", "1"))  # more than the kernel's queue of events holds
-FEWER = MANY // 4
 WRITERS = ("a", "b", "c", "d")
 TESTS = Path(__file__).parents[1]
 MOST_BYTES_A_FILE = 4096  # what is kept of a file that is not in the ledger yet: path, look, clocks
@@ -83,14 +82,14 @@ def test_a_burst_of_four_writers_reaches_the_ledger_whole(
 ) -> None:
     with IntakeProcess(drop, state) as intake:
         before = intake.memory()
-        finish(start_writers(drop, FEWER))
-        entered = wait_until_entered(state, FEWER)
+        finish(start_writers(drop, MANY))
+        entered = wait_until_entered(state, MANY)
         peak = intake.memory("VmHWM")
         counted = intake.finish()
-    report(capsys, "burst", counted, FEWER, before=before, peak=peak)
-    assert entered == expected(FEWER)
-    assert counted.entered == FEWER
-    assert peak - before < SLACK_BYTES + FEWER * MOST_BYTES_A_FILE
+    report(capsys, "burst", counted, MANY, before=before, peak=peak)
+    assert entered == expected(MANY)
+    assert counted.entered == MANY
+    assert peak - before < SLACK_BYTES + MANY * MOST_BYTES_A_FILE
 
 
 def test_a_burst_while_the_process_is_stopped_overflows_the_queue_and_loses_nothing(

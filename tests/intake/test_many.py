@@ -2,6 +2,7 @@
 
 import os
 import random
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 
 from pmwatch.errors import FolderDown, LedgerError
 from pmwatch.intake import folder as folder_module
+from pmwatch.intake.rules import Rules
+from pmwatch.intake.scan import scan
 from pmwatch.intake.settle import Admission
 from pmwatch.model import Backlog, Completeness, CompleteWhen, Guards, WatchMode
+from support.folders import make_folder
 from support.intakes import DiskIntake
 
 MOST = 3
@@ -146,6 +150,42 @@ def test_all_of_a_batch_are_found_however_many(make: Callable[..., DiskIntake]) 
     disk.arrive("now.complete")
     turns(disk)
     assert disk.entered() == expected
+
+
+def test_a_scan_gives_way_for_as_long_as_it_worked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "_BATCH", 2)
+    disk = DiskIntake(tmp_path)
+    try:
+        write_old(disk, 5)
+        gave: list[float] = []
+        real = disk.ledger.known
+
+        def known(folder: str, paths: list[bytes]) -> Any:
+            disk.clock.advance(len(paths))  # seconds of work
+            return real(folder, paths)
+
+        monkeypatch.setattr(disk.ledger, "known", known)
+        disk.intake._give_way = gave.append
+        disk.turn()
+        assert gave == [2.0, 2.0, 1.0]
+    finally:
+        disk.close()
+
+
+def test_a_scan_needs_the_same_memory_for_many_files(tmp_path: Path) -> None:
+    peaks = []
+    for count in (500, 5000):
+        drop = tmp_path / str(count)
+        drop.mkdir()
+        for number in range(count):
+            (drop / f"{number:06d}.csv").write_bytes(b"")
+        rules = Rules(make_folder(drop))
+        tracemalloc.start()
+        found = sum(1 for _ in scan(os.fsencode(drop), rules, problem=lambda *_: None))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found == count
+    assert peaks[1] < peaks[0] + 16 * 1024
 
 
 # ---- the backlog that a person is asked about -----------------------------------------------------------------

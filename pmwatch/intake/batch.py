@@ -13,13 +13,12 @@ from typing import Final
 
 from pmwatch.errors import SourceError
 from pmwatch.files import look, open_regular, parent_directory
-from pmwatch.intake.evidence import Answer, Evidence
+from pmwatch.intake.evidence import Answer, Evidence, batch_listed, batch_marked, shown_names
 from pmwatch.intake.settle import Candidate
 from pmwatch.model import Completeness, Fingerprint, display
 
 _MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024
 _SHA256_LINE: Final = re.compile(rb"([0-9a-fA-F]{64})[ \t]+\*?(.+)")
-_SHOWN_NAMES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +105,21 @@ class Batches:
 
     def _marked(self, directory: bytes, held: list[Candidate], open_ones: list[Candidate]) -> list[list[Candidate]]:
         """Return what is not newer than the newest marker, once all of that is complete."""
-        newest = max((st.st_ctime_ns for _, st in self._entries(directory)), default=-1)
-        late = [one for one in open_ones if one.fingerprint.ctime_ns <= newest and one.fingerprint.size]
-        whole = [one for one in held if one.fingerprint.ctime_ns <= newest]
-        newer = (one for one in held if one.fingerprint.ctime_ns > newest)
-        self._wait(newer, f"{'the' if newest < 0 else 'a new'} {self._marker} of its batch")
+        newest = max((st.st_ctime_ns for _, st in self._entries(directory)), default=None)
+        whole = list[Candidate]()
+        for one in held:
+            evidence = batch_marked(self._marker, newest_ns=newest, ctime_ns=one.fingerprint.ctime_ns)
+            if evidence.answer is Answer.YES:
+                whole.append(one)
+            else:
+                self._wait([one], evidence.sentence)
+        late = [
+            one
+            for one in open_ones
+            if newest is not None and one.fingerprint.ctime_ns <= newest and one.fingerprint.size
+        ]
         if late:
-            self._wait(whole, f"others of its batch: {_names(one.path for one in late)}")
+            self._wait(whole, f"others of its batch: {shown_names(one.path for one in late)}")
         return [whole] if whole and not late else []
 
     # ---- a manifest ---------------------------------------------------------------------------------------
@@ -124,13 +131,11 @@ class Batches:
         self._wait(held, f"the {self._manifest} of its batch")
         for name, _ in self._entries(directory):
             manifest = self._read(directory, name)
-            listed = [here[one] for one in manifest.sha256_of if one in here]
-            missing = [one for one in manifest.sha256_of if one not in here]
+            evidence = batch_listed(name, listed=manifest.sha256_of, here=here)
             if manifest.trouble:
                 self._wait(here.values(), manifest.trouble)
-            elif missing:
-                count = f"{len(missing)} of {len(manifest.sha256_of)}"
-                self._wait(listed, f"the rest of {display(name)}: {count} not here, {_names(missing)}")
+            elif evidence.answer is not Answer.YES:
+                self._wait([here[one] for one in manifest.sha256_of if one in here], evidence.sentence)
             else:
                 found.append([replace(here[one], expected_sha256=said) for one, said in manifest.sha256_of.items()])
         return found
@@ -185,9 +190,3 @@ def _parse(name: bytes, content: bytes) -> _Manifest:
     if not listed:
         return _Manifest(name, {}, f"content in {display(name)}: it lists nothing")
     return _Manifest(name, listed)
-
-
-def _names(paths: Iterable[bytes]) -> str:
-    names = [display(os.path.basename(path)) for path in paths]
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return ", ".join(names[:_SHOWN_NAMES]) + more

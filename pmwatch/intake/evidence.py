@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import signal
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -15,6 +16,7 @@ from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
 from pmwatch.model import display
 
 _EPOCH_SLACK_NS: Final = 24 * 3600 * 1_000_000_000
+_SHOWN_NAMES: Final = 3
 
 
 class Answer(StrEnum):
@@ -120,3 +122,28 @@ def marked(root: bytes, path: bytes, template: str, *, ctime_ns: int) -> Evidenc
     if st.st_ctime_ns < ctime_ns:
         return Evidence(Answer.NO, f"a new marker: {shown} is older than its last change")
     return Evidence(Answer.YES, f"its marker {shown} is there")
+
+
+def batch_marked(marker: str, *, newest_ns: int | None, ctime_ns: int) -> Evidence:
+    """Judge a file of a batch by the ctime (ns) of the newest marker beside it; None where there is none."""
+    if newest_ns is None:
+        return Evidence(Answer.NO, f"the {marker} of its batch")
+    if ctime_ns > newest_ns:
+        return Evidence(Answer.NO, f"a new {marker} of its batch")
+    return Evidence(Answer.YES, f"the {marker} of its batch is there")
+
+
+def batch_listed(manifest: bytes, *, listed: Collection[bytes], here: Container[bytes]) -> Evidence:
+    """Judge a batch by its manifest: whether all that it lists is `here`, and complete."""
+    missing = [name for name in listed if name not in here]
+    if missing:
+        count = f"{len(missing)} of {len(listed)}"
+        return Evidence(Answer.NO, f"the rest of {display(manifest)}: {count} not here, {shown_names(missing)}")
+    return Evidence(Answer.YES, f"all that {display(manifest)} lists is here")
+
+
+def shown_names(paths: Iterable[bytes]) -> str:
+    """Return the first few names for people, and how many more there are."""
+    names = [display(os.path.basename(path)) for path in paths]
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pmwatch.errors import SourceUnreadable
 from pmwatch.intake import batch
+from pmwatch.intake.evidence import Answer, Evidence, batch_listed, batch_marked
 from pmwatch.intake.rules import MARKER
 from pmwatch.model import Completeness, State
 from support.intakes import DiskIntake
@@ -515,3 +516,28 @@ def test_whatever_comes_in_between_no_marked_batch_goes_in_part(steps: list[tupl
             assert disk.told.settled_counts == ([len(there)] if there else [])
         finally:
             disk.close()
+
+
+@pytest.mark.parametrize(
+    ("newest", "changed", "answer", "sentence"),
+    [
+        (None, 5, Answer.NO, "the *.ok of its batch"),
+        (4, 5, Answer.NO, "a new *.ok of its batch"),
+        (5, 5, Answer.YES, "the *.ok of its batch is there"),
+    ],
+)
+def test_a_marker_is_evidence_for_what_it_is_not_older_than(
+    newest: int | None, changed: int, answer: Answer, sentence: str
+) -> None:
+    assert batch_marked("*.ok", newest_ns=newest, ctime_ns=changed) == Evidence(answer, sentence)
+
+
+@pytest.mark.parametrize(
+    ("here", "answer", "sentence"),
+    [
+        ([b"a", b"b\n"], Answer.YES, "all that list.txt lists is here"),
+        ([b"a"], Answer.NO, r"the rest of list.txt: 1 of 2 not here, b\x0a"),
+    ],
+)
+def test_a_manifest_is_evidence_for_a_batch(here: list[bytes], answer: Answer, sentence: str) -> None:
+    assert batch_listed(b"list.txt", listed=[b"a", b"b\n"], here=here) == Evidence(answer, sentence)

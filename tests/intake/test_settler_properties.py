@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pmwatch.errors import FolderDown
+from pmwatch.intake import folder as folder_module
 from pmwatch.intake.evidence import Answer, Evidence, quietens_leases
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.settle import Candidate, Settler
@@ -236,9 +237,13 @@ class IntakeMachine(RuleBasedStateMachine):
     Every write gets an mtime of its own, for a look can tell versions apart by size and mtime only.
     """
 
+    admitted = folder_module._ADMITTED
+    turns_to_settle = 8
+
     def __init__(self) -> None:
         super().__init__()
         quietens_leases()
+        folder_module._ADMITTED = self.admitted  # type: ignore[misc]
         self.top = Path(tempfile.mkdtemp(prefix="pmwatch-intake-"))
         self.root, self.outside, state = (self.top / name for name in ("drop", "outside", "state"))
         for directory in (self.root, self.outside, state):
@@ -420,12 +425,13 @@ class IntakeMachine(RuleBasedStateMachine):
         try:
             self._close_all()
             self.intake.inbox.rescan()
-            for _ in range(8):
+            for _ in range(self.turns_to_settle):
                 self.turn(SETTLE_SECONDS / 2)
             self._check_agreement()
             self.turn(LONGEST_BETWEEN_LOOKS_SECONDS)
             assert self.intake.idle
         finally:
+            folder_module._ADMITTED = IntakeMachine.admitted  # type: ignore[misc]
             self.intake.close()
             self.ledger.close()
             shutil.rmtree(self.top)
@@ -455,3 +461,14 @@ class IntakeMachine(RuleBasedStateMachine):
 
 TestIntake = IntakeMachine.TestCase
 TestIntake.settings = settings(max_examples=3 * settings().max_examples, stateful_step_count=40)
+
+
+class NarrowIntakeMachine(IntakeMachine):
+    """The same where a scan takes in one file, or two: the others have to come with the scans after it."""
+
+    admitted = 1
+    turns_to_settle = 24
+
+
+TestNarrowIntake = NarrowIntakeMachine.TestCase
+TestNarrowIntake.settings = settings(stateful_step_count=40)

@@ -273,6 +273,22 @@ def test_equal_files_at_once_go_once(world: World) -> None:
     assert outcomes == [Outcome.DUPLICATE] * 11 + [Outcome.UPLOADED]
 
 
+@pytest.mark.parametrize("size", [10, 8 * MIB])
+def test_a_file_that_waits_for_an_equal_one_is_read_the_more_seldom_the_larger_it_is(world: World, size: int) -> None:
+    world.folder(order=Order.NONE)
+    content = b"x" * size
+    ids = [world.settle(name, content) for name in ("first.csv", "second.csv")]
+    uploader = world.uploader()
+    uploader.resolve_names(world.ledger.unresolved())
+    first = world.ledger.claim(now=world.clock())
+    assert first is not None
+    world.ledger.decide([(first, hashlib.sha256(content).hexdigest(), Dedup.CONTENT)])  # it is under way
+    assert uploader.run_one()
+    (waiting,) = (world.get(id_) for id_ in ids if id_ != first.id)
+    assert (waiting.state, waiting.reason) == (State.QUEUED, "equal_under_way")
+    assert waiting.not_before - world.clock() == pytest.approx(0.05 + size / 100e6, abs=1e-4)
+
+
 # ---- dedup --------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from pmwatch import __version__
+from pmwatch.cli.help import make_readable
 from pmwatch.errors import ConfigError, ExitCode, LedgerNewer, PmwatchError
 
 app = typer.Typer(
@@ -58,18 +58,8 @@ def load(arguments: Sequence[str] = ()) -> typer.Typer:
     names = [name for name in arguments[:1] if name in COMMANDS] if "_PMWATCH_COMPLETE" not in os.environ else []
     for name in names or COMMANDS:
         importlib.import_module(f"pmwatch.cli.{name.replace('-', '_')}")
-    _unwrap(app)
+    make_readable(app)
     return app
-
-
-def _unwrap(group: typer.Typer) -> None:
-    """Let the width of the terminal break the lines of help texts, not that of the source code."""
-    for command in group.registered_commands:
-        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
-        command.help = "\n\n".join(" ".join(one.split()) for one in paragraphs)
-    for below in group.registered_groups:
-        if below.typer_instance is not None:
-            _unwrap(below.typer_instance)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001  typer calls it with the option's value

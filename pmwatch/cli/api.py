@@ -273,9 +273,17 @@ def _parameter(one: inspect.Parameter, hint: Any) -> inspect.Parameter:
         metavar = "FILE" if one.name == "bpmn_xml" else one.name.upper()
         marked: Any = Annotated[hint, typer.Argument(help=text, metavar=metavar)]
     else:
-        marked = Annotated[hint, typer.Option(help=text)]
+        marked = Annotated[hint, typer.Option(help=text, metavar=_metavar(one.name, hint))]
     default = one.default if one.default is not inspect.Parameter.empty else inspect.Parameter.empty
     return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=marked)
+
+
+def _metavar(name: str, hint: Any) -> str | None:
+    """Return what stands for the value of an option; a flag has none."""
+    kinds = (hint, *get_args(hint))
+    if bool in kinds:
+        return None
+    return "N" if int in kinds else "ID" if name.endswith("_id") else "TEXT"
 
 
 def _common(*, writes: bool, deletes: bool, ids: bool) -> Iterator[inspect.Parameter]:

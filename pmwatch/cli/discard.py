@@ -22,12 +22,14 @@ from pmwatch.model import State
 def discard(
     ids: Annotated[
         list[int] | None,
-        typer.Argument(metavar="[ID]...", help="Deliveries, as `pmwatch status` lists them."),
+        typer.Argument(metavar="ID", help="Deliveries, as `pmwatch status` lists them."),
     ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Every held and failed file.")] = False,
     folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="Only files held or failed for this reason.")] = None,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="WORD", help="Only files held or failed for this reason.")
+    ] = None,
     why: WhyOption = "",
     config: ConfigOption = None,
     state_dir: StateDirOption = None,

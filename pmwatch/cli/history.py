@@ -19,7 +19,7 @@ from pmwatch.cli.common import (
     settings_of,
 )
 from pmwatch.explain import history as history_of
-from pmwatch.model import BY_HAND, format_size
+from pmwatch.model import BY_HAND, Outcome, State, format_size
 
 
 @app.command()
@@ -31,12 +31,14 @@ def history(
             "--folder", metavar="NAME", help=f'Only files of this folder; "{BY_HAND}" are those of pmwatch upload.'
         ),
     ] = None,
-    state: Annotated[str | None, typer.Option("--state", help="Only files in a state: done, held ….")] = None,
+    state: Annotated[
+        str | None, typer.Option("--state", metavar="STATE", help=f"Only files in this state: {', '.join(State)}.")
+    ] = None,
     outcome: Annotated[
-        str | None, typer.Option("--outcome", help="uploaded, duplicate, superseded or discarded.")
+        str | None, typer.Option("--outcome", metavar="OUTCOME", help=f"Only what ended so: {', '.join(Outcome)}.")
     ] = None,
     since: Annotated[str | None, typer.Option("--since", metavar="DURATION", help='The last "2h" or "7d".')] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many, newest first.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=10_000, help="How many, newest first.")] = 50,
     people: Annotated[
         bool, typer.Option("--actions", help="What people did instead: retry, release, resend …, who and why.")
     ] = False,

@@ -21,12 +21,14 @@ from pmwatch.model import State
 def release(
     ids: Annotated[
         list[int] | None,
-        typer.Argument(metavar="[ID]...", help="Deliveries, as `pmwatch status` lists them."),
+        typer.Argument(metavar="ID", help="Deliveries, as `pmwatch status` lists them."),
     ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Every held file.")] = False,
     folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="Only files held for this reason.")] = None,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="WORD", help="Only files held for this reason.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also files that newer ones have overtaken.")] = False,
     why: WhyOption = "",
     config: ConfigOption = None,

@@ -30,7 +30,7 @@ from pmwatch.model import BY_HAND, Delivery, Fingerprint, Folder, Outcome, State
 def resend(
     ids: Annotated[
         list[int] | None,
-        typer.Argument(metavar="[ID]...", help="Uploaded deliveries, as `pmwatch history` lists them."),
+        typer.Argument(metavar="ID", help="Uploaded deliveries, as `pmwatch history` lists them."),
     ] = None,
     *,
     folder: Annotated[

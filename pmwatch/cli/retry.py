@@ -21,12 +21,14 @@ from pmwatch.model import State
 def retry(
     ids: Annotated[
         list[int] | None,
-        typer.Argument(metavar="[ID]...", help="Deliveries, as `pmwatch status` lists them."),
+        typer.Argument(metavar="ID", help="Deliveries, as `pmwatch status` lists them."),
     ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Every failed file.")] = False,
     folder: Annotated[str | None, typer.Option("--folder", metavar="NAME", help="Only files of this folder.")] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="Only files that failed for this reason.")] = None,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="WORD", help="Only files that failed for this reason.")
+    ] = None,
     since: Annotated[
         str | None, typer.Option("--since", metavar="DURATION", help='Only what failed in the last "2h".')
     ] = None,

@@ -46,7 +46,9 @@ def sandbox(
             help="Write shell variables with which pmwatch api and upload find it, once it serves.",
         ),
     ] = None,
-    tenants: Annotated[int, typer.Option("--tenants", min=1, max=100, help="How many tenants a new sandbox has.")] = 1,
+    tenants: Annotated[
+        int, typer.Option("--tenants", metavar="N", min=1, max=100, help="How many tenants a new sandbox has.")
+    ] = 1,
     fault: Annotated[
         list[str] | None,
         typer.Option("--fault", metavar="RULE", help='Answer with trouble, such as "PUT 503 x3".'),

@@ -76,11 +76,15 @@ def upload(
             "--process", metavar="ID|NAME", help="Give this process a BPMN model instead; --to is the tenant."
         ),
     ] = None,
-    name: Annotated[str, typer.Option("--name", help="The name of what comes from standard input.")] = "",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="The name of what comes from standard input.")
+    ] = "",
     force: Annotated[
         bool, typer.Option("--force", help="Also what has gone there already, and files of any type.")
     ] = False,
-    parallel: Annotated[int, typer.Option("--parallel", "-p", min=1, max=32, help="How many at a time.")] = 4,
+    parallel: Annotated[
+        int, typer.Option("--parallel", "-p", metavar="N", min=1, max=32, help="How many at a time.")
+    ] = 4,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:

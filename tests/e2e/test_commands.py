@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from pmwatch import Client, __version__
 from pmwatch.cli import COMMANDS, load, main
 from pmwatch.ledger import Action, ByHand, Ledger
-from pmwatch.model import BY_HAND
+from pmwatch.model import BY_HAND, Outcome, State
 from support.daemon import Daemon, folder_toml, wait_for
 from support.ledgers import DESTINATION, TARGET, drop, look, sha
 
@@ -97,6 +100,26 @@ def test_every_command_has_a_sentence_of_help() -> None:
     for name, command in group.commands.items():  # type: ignore[attr-defined]  # it is a group
         assert command.help, name
         assert all(parameter.help for parameter in command.params if parameter.name != "help"), name
+
+
+def command_lines(group: Any, *words: str) -> Iterator[tuple[str, ...]]:
+    yield words
+    for name, command in getattr(group, "commands", {}).items():
+        yield from command_lines(command, *words, name)
+
+
+def test_help_speaks_of_values_and_not_of_python_s_types() -> None:
+    lines = list(command_lines(typer.main.get_command(app)))
+    assert ("api", "user", "add") in lines
+    for words in lines:
+        shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "120"}).stdout
+        assert not re.search(r"<\w|[{}]", shown), shown
+
+
+def test_history_s_help_names_every_state_and_outcome() -> None:
+    shown = CliRunner().invoke(app, ["history", "--help"], env={"COLUMNS": "200"}).stdout
+    assert ", ".join(State) in shown
+    assert ", ".join(Outcome) in shown
 
 
 def test_version_is_that_of_the_package() -> None:

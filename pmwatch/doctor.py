@@ -120,9 +120,9 @@ def check_tenant(tenant: Tenant, *, keys: KeyRing, http: Http, base_url: str) ->
     try:
         found = Client(keys.key(tenant.name), base_url=base_url, http=http, retries=False).tenant(tenant.id)
     except KeyUnavailable as error:
-        return Finding(Level.ERROR, what, error.message, error.hint)
+        return Finding(Level.ERROR, what, error.sentence, error.hint)
     except PmwatchError as error:
-        return Finding(Level.ERROR, what, error.message, error.hint or keys.renewal_hint(tenant.name))
+        return Finding(Level.ERROR, what, error.sentence, error.hint or keys.renewal_hint(tenant.name))
     if abs(http.clock_skew_seconds) > _SKEW_SECONDS:
         hint = "Storage refuses signatures more than 15 minutes off; check NTP."
         return Finding(Level.WARNING, what, f"its clock differs by {http.clock_skew_seconds:.0f} s", hint)
@@ -137,7 +137,7 @@ def check_target(folder: Folder, tenant: Tenant, *, keys: KeyRing, http: Http, b
             Client(keys.key(tenant.name), base_url=base_url, http=http, retries=False), tenant.id, folder.target
         )
     except PmwatchError as error:
-        return Finding(Level.ERROR, what, error.message, error.hint)
+        return Finding(Level.ERROR, what, error.sentence, error.hint)
     kind = "process" if folder.target.process else "datatable"
     return Finding(Level.OK, what, f"{folder.target} is {kind} {found.datatable_id}")
 

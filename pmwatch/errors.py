@@ -59,15 +59,22 @@ class PmwatchError(Exception):
     """Any error that pmwatch explains. `reason` is a stable short word for metrics, logs and the ledger."""
 
     reason = "error"
+    hint = ""
     decision = Decision.FAIL
     of_file = True  # whether it counts against the file (`give_up_after`), or is trouble of the destination
 
     def __init__(self, message: str, *, hint: str = "", reason: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        if hint:
+            self.hint = hint
         if reason is not None:
             self.reason = reason
+
+    @property
+    def sentence(self) -> str:
+        """The message as a person is told it."""
+        return self.message
 
 
 class ConfigError(PmwatchError):
@@ -153,6 +160,7 @@ class RemoteError(PmwatchError):
     """Trouble with the remote end. `status` is the HTTP status, `code` S3's XML code, `request_id` theirs."""
 
     reason = "remote"
+    hint = "Such trouble mostly passes."
     decision = Decision.RETRY
 
     def __init__(
@@ -172,6 +180,11 @@ class RemoteError(PmwatchError):
         self.request_id = request_id
         self.retry_after = retry_after
 
+    @property
+    def sentence(self) -> str:
+        """The message, and the id by which the other side finds the request in its logs, where it gave one."""
+        return self.message + (f" (request id {self.request_id})" if self.request_id else "")
+
 
 class Unreachable(RemoteError):
     """The request never reached the server: connection, DNS, TLS or time-out before it was sent."""
@@ -184,12 +197,14 @@ class AnswerLost(RemoteError):
     """The request was sent, but no answer came: it may or may not have arrived."""
 
     reason = "answer_lost"
+    hint = "What was asked may have been done all the same."
 
 
 class Throttled(RemoteError):
     """429 or 503: the server asks to come back later (`retry_after`, seconds, where it says when)."""
 
     reason = "throttled"
+    hint = "The service asks for less at a time; come back later."
     decision = Decision.GATE
 
 
@@ -210,12 +225,14 @@ class AlreadyThere(RemoteError):
     """412 to `If-None-Match: *`: an earlier PUT to this URL arrived."""
 
     reason = "already_there"
+    hint = "Nothing is left to do."
 
 
 class ServerFault(RemoteError):
     """5xx, or an answer that makes no sense."""
 
     reason = "server_fault"
+    hint = "The service has trouble of its own, which mostly passes."
     decision = Decision.GATE
 
 
@@ -236,6 +253,7 @@ class Rejected(RemoteError):
     """The remote end will never accept this request as it is."""
 
     reason = "rejected"
+    hint = "The service refuses this request; see its message."
     decision = Decision.FAIL
 
 

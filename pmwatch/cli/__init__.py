@@ -91,7 +91,7 @@ def main() -> None:
         _complain("the configuration is wrong:", *(f"  {problem}" for problem in error.problems), hint=error.hint)
         sys.exit(ExitCode.CONFIG)
     except PmwatchError as error:
-        _complain(error.message, hint=error.hint)
+        _complain(error.sentence, hint=error.hint)
         sys.exit(ExitCode.CONFIG if isinstance(error, LedgerNewer) else ExitCode.FAILURE)
     except KeyboardInterrupt:
         sys.exit(130)  # 128 + SIGINT, as shells have it

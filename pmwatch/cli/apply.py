@@ -74,7 +74,7 @@ def apply(
         done, trouble = (0, None) if dry_run else _carry_out(steps)
     if json:
         shown = [{"sign": step.sign, "what": step.what, "done": number < done} for number, step in enumerate(steps)]
-        print_json({"steps": shown, "error": trouble.message if trouble else ""})
+        print_json({"steps": shown, "error": trouble.sentence if trouble else ""})
     elif done:
         out.print(f"{done} of {len(steps)} done")
     if trouble is not None and not json:

@@ -352,7 +352,7 @@ class _Sender:
         except SourceVanished:
             return _Sent(job.name, "failed", message="there is no such file")
         except PmwatchError as error:
-            return _Sent(job.name, "failed", message=error.message, hint=error.hint)
+            return _Sent(job.name, "failed", message=error.sentence, hint=error.hint)
 
     def _send(self, job: _Job, full: bytes, source: Source, sha256: str, progress: Callable[[int], None]) -> _Sent:
         size = source.fingerprint.size

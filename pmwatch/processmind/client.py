@@ -30,7 +30,7 @@ from pmwatch.errors import (
     Unreachable,
 )
 from pmwatch.formats import MAX_MODEL_BYTES, Broken, read_model
-from pmwatch.processmind.http import Http, request_id, retry_after
+from pmwatch.processmind.http import Http, printable, request_id, retry_after
 from pmwatch.processmind.models import (
     Dataset,
     Datatable,
@@ -54,6 +54,7 @@ _WRITING: Final = ("POST", "PUT", "DELETE")  # whose answers may be empty
 _LONGEST_MESSAGE: Final = 300
 _CHUNK_BYTES: Final = 1024 * 1024
 _NO_SUCH_ID: Final = "Check the ids, and the address of the API."
+_NOT_THE_API: Final = "Check the address of the API; a proxy or a login page may be in between."
 
 
 class Client:
@@ -501,7 +502,7 @@ class Client:
         answer = self._call(dict[str, Any], "GET", path, query=query)
         url = answer.get("PreSignedUploadUrl")
         if not isinstance(url, str) or not url:
-            raise ServerFault("the API's answer holds no PreSignedUploadUrl", reason="bad_answer")
+            raise ServerFault("the API's answer holds no PreSignedUploadUrl", hint=_NOT_THE_API, reason="bad_answer")
         return url
 
     def upload_file(
@@ -617,7 +618,7 @@ class Client:
         except AnswerLost as error:
             if method != "GET":
                 raise
-            raise Unreachable(error.message, hint=error.hint) from None  # reading again harms nothing
+            raise Unreachable(error.message) from None  # reading again harms nothing
         if not response.is_success:
             raise api_error(response, secret=self._key)
         return _parse(shape, response, wrote=method in _WRITING)
@@ -660,14 +661,11 @@ def _segment(text: str) -> str:
 
 def _parse(shape: type[_T], response: httpx.Response, *, wrote: bool = False) -> _T:
     """Return the answer in its shape. What `wrote` is done, however little the answer says: nothing, `null`, `"OK"`."""
-    place = response.request.url.host
     try:
         data = json.loads(response.content)
     except (ValueError, RecursionError):
         if not wrote:
-            raise ServerFault(
-                f"{place}: the answer is not JSON", reason="bad_answer", status=response.status_code
-            ) from None
+            raise _bad_answer(response, "the answer is not JSON") from None
         data = {}
     if wrote:
         data = ({"id": ""} if _needs_id(shape) else {}) | (data if isinstance(data, dict) else {})
@@ -676,12 +674,18 @@ def _parse(shape: type[_T], response: httpx.Response, *, wrote: bool = False) ->
     try:
         parsed: _T = _adapter(cast("Hashable", shape)).validate_python(data)
     except (ValidationError, RecursionError):
-        raise ServerFault(
-            f"{place}: the answer has another shape than documented",
-            reason="bad_answer",
-            status=response.status_code,
-        ) from None
+        raise _bad_answer(response, "the answer has another shape than documented") from None
     return parsed
+
+
+def _bad_answer(response: httpx.Response, what: str) -> ServerFault:
+    return ServerFault(
+        f"{response.request.url.host}: {what}",
+        hint=_NOT_THE_API,
+        reason="bad_answer",
+        status=response.status_code,
+        request_id=request_id(response),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -707,7 +711,7 @@ def api_error(response: httpx.Response, *, secret: str = "") -> PmwatchError:
     status, place = response.status_code, response.request.url.host
     said = _message(response, secret)
     text = f"{place} answered {status}" + (f": {said}" if said else "")
-    facts = {"status": status, "request_id": request_id(response)}
+    facts = {"status": status, "request_id": _without(secret, request_id(response))}
     if status in (401, 403):
         return KeyRejected(text, hint="The API key is wrong, revoked or of another tenant; replace it.", **facts)  # type: ignore[arg-type]
     if status == 404:
@@ -715,8 +719,8 @@ def api_error(response: httpx.Response, *, secret: str = "") -> PmwatchError:
     if status in (429, 503):
         return Throttled(text, retry_after=retry_after(response), **facts)  # type: ignore[arg-type]
     if status >= 500 or status < 400 or status in (408, 425):
-        return ServerFault(text, hint="The service has trouble of its own, which mostly passes.", **facts)  # type: ignore[arg-type]
-    return Rejected(text, hint="The service refuses this request; see its message.", **facts)  # type: ignore[arg-type]
+        return ServerFault(text, **facts)  # type: ignore[arg-type]
+    return Rejected(text, **facts)  # type: ignore[arg-type]
 
 
 def _message(response: httpx.Response, secret: str) -> str:
@@ -728,5 +732,8 @@ def _message(response: httpx.Response, secret: str) -> str:
     said = data.get("message") if isinstance(data, dict) else None
     if not isinstance(said, str):
         return ""
-    said = said.replace(secret, "(left out)") if secret else said
-    return "".join(character if character.isprintable() else " " for character in said)[:_LONGEST_MESSAGE]
+    return printable(_without(secret, said), _LONGEST_MESSAGE)
+
+
+def _without(secret: str, text: str) -> str:
+    return text.replace(secret, "(left out)") if secret else text

@@ -19,8 +19,9 @@ from pmwatch.errors import AnswerLost, ConfigError, PmwatchError, RemoteError, S
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """The largest answer that is read; anything longer is an error, not a reason to run out of memory."""
 
-_PERHAPS_DONE: Final = "What was asked may have been done all the same."
+_ADDRESS: Final = "Write it with its scheme, such as https://api.processmind.com."
 _LONGEST_WAIT_SECONDS: Final = 3600.0
+_LONGEST_ID: Final = 200
 _LOOPBACK: Final = ("all://localhost", "all://127.0.0.1", "all://[::1]")  # no proxy leads there
 _UNSENT: Final = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
@@ -178,7 +179,7 @@ class Http:
             )
             request.url = _ExactURL(origin, target.encode("ascii", "replace"))
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError):
-            raise ServerFault("the address is not a valid URL", reason="bad_url") from None
+            raise ServerFault("the address is not a valid URL", hint=_ADDRESS, reason="bad_url") from None
         return request
 
     def send(self, request: httpx.Request) -> httpx.Response:
@@ -273,7 +274,12 @@ def retry_after(response: httpx.Response) -> float | None:
 def request_id(response: httpx.Response) -> str:
     """Return the id by which the other side finds this request in its logs."""
     headers = ("x-amz-request-id", "x-amzn-requestid", "x-request-id")
-    return next((response.headers[name] for name in headers if name in response.headers), "")
+    return printable(next((response.headers[name] for name in headers if name in response.headers), ""), _LONGEST_ID)
+
+
+def printable(text: str, longest: int) -> str:
+    """Return the beginning of what somebody else said, which can do nothing to a terminal or a log."""
+    return "".join(character if character.isprintable() else " " for character in text)[:longest]
 
 
 class _ExactURL(httpx.URL):
@@ -305,13 +311,14 @@ def _translate(error: httpx.HTTPError, place: str) -> RemoteError:
     if isinstance(error, _UNSENT):
         return _no_connection(error, place)
     if isinstance(error, httpx.UnsupportedProtocol):
-        hint = "Write it with its scheme, such as https://api.processmind.com."
-        return ServerFault("the address of the API is not an http or https one", hint=hint, reason="bad_url")
+        return ServerFault("the address of the API is not an http or https one", hint=_ADDRESS, reason="bad_url")
     if isinstance(error, httpx.DecodingError):
         return ServerFault(f"{place}: the answer cannot be decoded")
     if isinstance(error, httpx.TimeoutException):
-        return AnswerLost(f"{place}: no progress in time", hint=f"The network or the server is stuck. {_PERHAPS_DONE}")
-    return AnswerLost(f"{place}: the connection broke before the answer came", hint=_PERHAPS_DONE)
+        return AnswerLost(
+            f"{place}: no progress in time", hint=f"The network or the server is stuck. {AnswerLost.hint}"
+        )
+    return AnswerLost(f"{place}: the connection broke before the answer came")
 
 
 def _no_connection(error: httpx.HTTPError, place: str) -> Unreachable:

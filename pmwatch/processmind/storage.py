@@ -26,7 +26,7 @@ from pmwatch.errors import (
     UrlExpired,
 )
 from pmwatch.model import MAX_PUT_BYTES
-from pmwatch.processmind.http import Http, request_id, retry_after
+from pmwatch.processmind.http import Http, printable, request_id, retry_after
 
 CONTENT_TYPES: Final = {
     ".csv": "text/csv",
@@ -267,5 +267,5 @@ def _xml_error(response: httpx.Response) -> tuple[str, str]:
     text = response.content[:65536].decode("utf-8", "replace")
     code = re.search(r"<Code>\s*([A-Za-z0-9._-]{1,80})\s*</Code>", text)
     said = re.search(r"<Message>([^<]{0,300})", text)
-    message = "".join(ch if ch.isprintable() else " " for ch in said[1]) if said else ""
+    message = printable(said[1], len(said[1])) if said else ""
     return (code[1] if code else ""), _QUERY.sub("(left out)", message)

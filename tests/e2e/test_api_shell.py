@@ -15,6 +15,7 @@ from pmwatch import Client
 from pmwatch.cli import main
 from pmwatch.sandbox import SandboxServer
 from support.daemon import Daemon, wait_for
+from support.remotes import ScriptedServer, answer
 from support.services import require_tool
 from support.terminal import on_terminal
 
@@ -188,6 +189,17 @@ def test_what_is_missing_or_misspelt_is_said_with_a_hint(api: Commands, tmp_path
     assert "Did you mean 'list'?" in api("user", "lst").stderr
     stranger = api("tenant", "get", PMWATCH_API_KEY="wrong")
     assert "hint: The API key is wrong" in stranger.stderr
+
+
+def test_an_error_tells_the_id_by_which_the_vendor_finds_the_request(api: Commands) -> None:
+    refusal = answer(404, b'{"message": "Process not found"}', {"x-amzn-requestid": "r-17"})
+    with ScriptedServer(refusal) as server:
+        told = api("process", "get", "p", PMWATCH_API_BASE_URL=server.url)
+    assert told.returncode == 1
+    assert told.stderr == (
+        "pmwatch: 127.0.0.1 answered 404: Process not found (request id r-17)\n"
+        "hint: Check the ids, and the address of the API.\n"
+    )
 
 
 def test_the_connection_is_the_configuration_s(

@@ -153,17 +153,20 @@ class Client:
         active: bool = True,
         admin: bool = False,
         developer: bool = False,
+        user_id: str | None = None,
         send_invitation: bool | None = None,
     ) -> User:
         """Add a user to a tenant (`addTenantUser`).
 
-        Whether the user gets an e-mail is the service's choice where `send_invitation` is None.
+        The user's id, and whether an e-mail is sent (`send_invitation`), are the service's choice where they are None.
 
         >>> client.add_user(tenant_id, "bob@example.com", first_name="Bob", developer=True).is_admin_in_tenant
         False
         """
         body: dict[str, Any] = {"email": email, "firstName": first_name, "lastName": last_name}
         body |= _tenant_flags(active=active, admin=admin, developer=developer)
+        if user_id is not None:
+            body["id"] = user_id
         if send_invitation is not None:
             body["sendInvitationEmail"] = send_invitation
         return self._send(User, "POST", ("tenant", tenant_id, "users"), body)
@@ -589,6 +592,8 @@ class Client:
         raise AssertionError("the last try returns or raises")
 
     def _send(self, shape: type[_T], method: str, path: tuple[str, ...], body: Fields | None) -> _T:
+        if any(value == "" for name, value in (body or {}).items() if name.lower().endswith("id")):
+            raise DestinationUnknown("an id is empty", hint=_NO_SUCH_ID)
         return self._call(shape, method, path, body=body)
 
     def _call(

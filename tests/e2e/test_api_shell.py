@@ -173,6 +173,8 @@ def test_ids_are_offered_where_there_are_some_and_an_update_is_shown_with_what_s
     assert api("user", "list", "--ids").stdout == f"{user}\n"
     dry = json.loads(api("user", "update", user, "--developer", "--dry-run").stdout)
     assert (dry["method"], dry["body"]["isAdminInTenant"], dry["body"]["isDeveloperInTenant"]) == ("PUT", True, True)
+    dry = json.loads(api("user", "add", "eve@example.com", "--user-id", "u-17", "--dry-run").stdout)
+    assert dry["body"]["id"] == "u-17"
     assert "What is not given stays as it is." in api("user", "update", "-h").stdout
 
 

@@ -288,6 +288,14 @@ def test_what_was_changed_is_what_is_read_again(world: World) -> None:
     assert client.tenant_statistics(tenant).model_dump()["processCount"] == 0
 
 
+def test_a_user_s_id_is_sent_only_where_one_is_chosen(world: World) -> None:
+    assert world.client.add_user(world.tenant, "eve@example.com", user_id="u-17").id == "u-17"
+    with ScriptedServer(answer(201)) as server, Client("k", base_url=server.url) as client:
+        assert client.add_user("t", "eve@example.com").id == ""  # it is the service's choice what to answer
+        [asked] = server.requests
+    assert "id" not in json.loads(asked.body)
+
+
 def test_what_the_service_would_refuse_is_refused_with_its_message(world: World) -> None:
     client, tenant = world.client, world.tenant
     table = client.datatables(tenant)[0].id
@@ -393,7 +401,13 @@ def test_ten_megabytes_of_garbage_are_one_clear_error(garbage: bytes, status: in
 
 def test_an_empty_id_is_no_id() -> None:
     with ScriptedServer() as server, Client("k", base_url=server.url) as client:
-        for ask in (lambda: client.delete_dataset("t", ""), lambda: client.processes("")):
+        for ask in (
+            lambda: client.delete_dataset("t", ""),
+            lambda: client.processes(""),
+            lambda: client.remove_user("t", ""),
+            lambda: client.add_user("t", "eve@example.com", user_id=""),
+            lambda: client.create_mapping("t", "p", "", display_name="x"),
+        ):
             with pytest.raises(DestinationUnknown, match="an id is empty") as caught:
                 ask()
             assert caught.value.hint

@@ -233,6 +233,8 @@ def _command(method: str) -> Callable[..., None]:
             except _DryRun as recorded:
                 print_json(recorded.request)
                 return
+            except ValueError as error:  # what goes together was not given together
+                raise typer.BadParameter(_in_options(str(error), own)) from None
         if only_ids:
             _show_ids(answer)
         else:
@@ -250,10 +252,15 @@ def _help_of(call: Callable[..., Any], own: list[inspect.Parameter]) -> str:
     """Return the first paragraph of a method's docstring, in the words of a shell."""
     text = (inspect.getdoc(call) or "").split("\n\n", maxsplit=1)[0]
     text = text.replace("Return ", "Show ", 1) if text.startswith("Return ") else text
-    for one in own:
-        text = text.replace(f"`{one.name}`", f"--{one.name.replace('_', '-')}")
+    text = _in_options(text, own)
     stays = call.__name__.startswith("update_") and any(one.default is None for one in own)
     return text.replace("`", "") + ("\n\nWhat is not given stays as it is." if stays else "")
+
+
+def _in_options(text: str, own: list[inspect.Parameter]) -> str:
+    for one in own:
+        text = text.replace(f"`{one.name}`", f"--{one.name.replace('_', '-')}")
+    return text
 
 
 def _has_id(answer: Any) -> bool:

@@ -485,20 +485,22 @@ class Client:
     ) -> str:
         """Return a URL for one PUT (`getPresignedUploadUrl`), a bearer secret. Only `filename` makes the file known.
 
-        `dataset_id` is looked up for that where it is not given. Without both it is the older form of the call, which
-        leaves out `size` and `mtime_ms` as well. `size` is in bytes, `mtime_ms` in milliseconds since the epoch;
-        `valid_seconds` is the service's choice where it is None. Raises ServerFault where the answer holds no URL.
+        `dataset_id` is looked up for that where it is not given. Without `filename` it is the older form of the call:
+        ValueError where `dataset_id`, `size` or `mtime_ms` is given. `size` is in bytes, `mtime_ms` in milliseconds
+        since the epoch; `valid_seconds` is the service's choice where it is None. Raises ServerFault where the answer
+        holds no URL.
 
         >>> url = client.presigned_upload_url(tenant_id, datatable_id, filename="orders.csv", size=1234)
         >>> "X-Amz-Signature=" in url
         True
         """
         query: dict[str, str] = {}
-        if filename and not dataset_id:
-            dataset_id = self._dataset_of(tenant_id, datatable_id)
-        if dataset_id or filename:
+        if filename:
+            dataset_id = dataset_id or self._dataset_of(tenant_id, datatable_id)
             query = {"datasetid": dataset_id, "filename": filename, "filesize": str(size)}
             query["filelastmodified"] = str(mtime_ms)
+        elif dataset_id or size or mtime_ms:
+            raise ValueError("`dataset_id`, `size` and `mtime_ms` say nothing without a file: name it with `filename`")
         if valid_seconds is not None:
             query["validforseconds"] = str(valid_seconds)
         path = ("tenant", tenant_id, "datatable", datatable_id, "uploads", "presignedurl")

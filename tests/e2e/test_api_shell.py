@@ -189,6 +189,11 @@ def test_what_is_missing_or_misspelt_is_said_with_a_hint(api: Commands, tmp_path
     unknown = api("process", "get", "../p")
     assert (unknown.returncode, "hint: Check the ids" in unknown.stderr) == (1, True)
     assert "Did you mean 'list'?" in api("user", "lst").stderr
+    nameless = api("datatable", "upload-url", "x", "--size", "7", "--mtime-ms", "1")
+    assert nameless.returncode == 2
+    assert "--size and --mtime-ms say nothing without a file: name it with --filename" in " ".join(
+        nameless.stderr.replace("│", " ").split()
+    )
     stranger = api("tenant", "get", PMWATCH_API_KEY="wrong")
     assert "hint: The API key is wrong" in stranger.stderr
 

@@ -334,6 +334,9 @@ def test_what_the_service_would_refuse_is_refused_with_its_message(world: World)
 
 def test_an_older_form_of_asking_for_a_url_works_as_well(world: World) -> None:
     table = world.client.datatables(world.tenant)[0].id
+    for of_a_file in ({"size": 7}, {"mtime_ms": 1}, {"dataset_id": "d"}):
+        with pytest.raises(ValueError, match="name it with `filename`"):
+            world.client.presigned_upload_url(world.tenant, table, **of_a_file)
     url = world.client.presigned_upload_url(world.tenant, table)
     assert httpx.put(url, content=b"case,activity\n").status_code == 200
 

@@ -43,7 +43,7 @@ def sandbox(
         typer.Option(
             "--env-file",
             metavar="FILE",
-            help="Write shell variables with which pmwatch api and upload find it, once it serves.",
+            help="Write shell variables with which pmwatch api, apply and upload find it, once it serves.",
         ),
     ] = None,
     tenants: Annotated[
@@ -51,10 +51,12 @@ def sandbox(
     ] = 1,
     fault: Annotated[
         list[str] | None,
-        typer.Option("--fault", metavar="RULE", help='Answer with trouble, such as "PUT 503 x3".'),
+        typer.Option("--fault", metavar="RULE", help='Answer with trouble, such as "PUT 503 x3"; may be repeated.'),
     ] = None,
 ) -> None:
     """Serve a local ProcessMind: its API, and storage that verifies presigned URLs as S3 does. Ends with Ctrl-C.
+
+    Its address in a browser lists what arrived, and /sandbox/openapi.json there describes the API.
 
     It asks nobody for permission to be looked at: keep it on this machine.
 

@@ -92,7 +92,8 @@ def upload(
 
     Several go at the same time, in no order. With a configuration whose ledger is on this machine, what has gone to the
     same place before does not go again, and what goes now is recorded, so that no folder sends it as well. The tenant
-    is one of the configuration, or any by its id with the key in PMWATCH_API_KEY, and then without a ledger.
+    is always named in --to, and PMWATCH_TENANT not asked: it is one of the configuration, or any by its id with the key
+    in PMWATCH_API_KEY, and then without a ledger.
 
     Exit codes: 0 all arrived or had before, 1 one did not, 2 wrong usage, 78 wrong configuration, 130 interrupted.
     """

@@ -116,6 +116,12 @@ def test_help_speaks_of_values_and_not_of_python_s_types() -> None:
         assert not re.search(r"<\w|[{}]", shown), shown
 
 
+def test_the_sandbox_s_help_leads_to_its_pages() -> None:
+    shown = " ".join(CliRunner().invoke(app, ["sandbox", "--help"], env={"COLUMNS": "200"}).stdout.split())
+    for said in ("in a browser lists what arrived", "/sandbox/openapi.json", "may be repeated"):
+        assert said in shown
+
+
 def test_history_s_help_names_every_state_and_outcome() -> None:
     shown = CliRunner().invoke(app, ["history", "--help"], env={"COLUMNS": "200"}).stdout
     assert ", ".join(State) in shown

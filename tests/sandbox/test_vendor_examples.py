@@ -5,15 +5,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from pmwatch import Client
 from pmwatch.sandbox import SandboxServer
 from processmind.operations import OPERATIONS
+from support.remotes import ScriptedServer, answer
 from support.services import require_tool
 
 SCRIPTS = Path(__file__).parent / "vendor"
-BPMN = '<definitions xmlns="http://www.omg.org/spec/BPMN/20100524/MODEL" targetNamespace="x"/>'
+BPMN = """<definitions xmlns="http://www.omg.org/spec/BPMN/20100524/MODEL"
+  targetNamespace="x" name="a \\ b"/>
+"""
 CONTENT = b"case,activity,timestamp\n1,order,2026-01-01\n2,order,2026-01-02\n"
 
 
@@ -24,7 +29,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def run(words: list[str], server: SandboxServer, file: Path) -> str:
+def run(words: list[str], server: SandboxServer, file: Path, more: dict[str, str] | None = None) -> str:
     tenant = server.tenants[0]
     dataset = tenant["datasets"][0]
     model = file.parent / "model.bpmn"
@@ -39,7 +44,9 @@ def run(words: list[str], server: SandboxServer, file: Path) -> str:
         "MODEL": str(model),
         "NO_PROXY": "127.0.0.1",
     }
-    done = subprocess.run(words, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, env={**os.environ, **variables, **(more or {})}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -49,15 +56,50 @@ def arrived(server: SandboxServer, file: Path) -> bool:
     return record.filename == file.name and server.object_path(record).read_bytes() == CONTENT
 
 
-def test_the_shell_example_uploads(sandbox: SandboxServer, file: Path) -> None:
+def words_of(script: str) -> list[str]:
+    if script.endswith(".py"):
+        return [sys.executable, str(SCRIPTS / script)]
     require_tool("curl", "the Debian package curl")
-    run([require_tool("sh", "the Debian package dash"), str(SCRIPTS / "upload.sh"), str(file)], sandbox, file)
-    assert arrived(sandbox, file)
+    return [require_tool("sh", "the Debian package dash"), str(SCRIPTS / script)]
 
 
-def test_the_python_example_uploads(sandbox: SandboxServer, file: Path) -> None:
-    assert run([sys.executable, str(SCRIPTS / "upload.py"), str(file)], sandbox, file) == "200\n"
+CALLS = ("createProcess", "uploadBpmn", "createProcessMapping", "addTenantUser")
+
+
+@pytest.mark.parametrize("script", ["calls.sh", "calls.py"])
+def test_the_shell_and_the_python_example_upload_and_make_a_process_with_its_model_a_mapping_and_a_user(
+    sandbox: SandboxServer, file: Path, script: str
+) -> None:
+    told = [json.loads(line) for line in run(words_of(script), sandbox, file).splitlines()]
     assert arrived(sandbox, file)
+    process, uploaded, mapping, user = told
+    assert uploaded == {"success": True}
+    tenant = sandbox.tenants[0]
+    with Client(tenant["api_key"], base_url=sandbox.base_url) as client:
+        [there] = client.processes(tenant["id"])
+        assert (there.id, there.display_name) == (process["id"], "Order to cash")
+        assert there.designer_model_id
+        assert [one.id for one in client.mappings(tenant["id"], there.id)] == [mapping["id"]]
+        assert [(one.id, one.email) for one in client.users(tenant["id"])] == [(user["id"], "ada@example.com")]
+
+
+@pytest.mark.parametrize("script", ["calls.sh", "calls.py"])
+def test_the_examples_send_what_the_reference_names(sandbox: SandboxServer, file: Path, script: str) -> None:
+    with ScriptedServer() as server:
+        url = json.dumps({"PreSignedUploadUrl": f"{server.url}/bucket/key?X-Amz-Signature=1"}).encode()
+        server.script(answer(200, url), answer(200), answer(200, b'{"id": "p-1"}'))
+        run(words_of(script), sandbox, file, {"BASE_URL": server.url})
+        presign, put, *calls = server.requests
+    asked = parse_qs(urlsplit(presign.target).query)
+    assert set(asked) == {"datasetid", "filename", "filesize", "filelastmodified"}
+    assert (asked["filename"], asked["filesize"]) == ([file.name], [str(len(CONTENT))])
+    assert (put.method, put.body) == ("PUT", CONTENT)
+    assert not {"content-type", "x-api-key"} & {name.lower() for name in put.headers}
+    rows = {row.name: row for row in OPERATIONS}
+    for name, sent in zip(CALLS, calls, strict=True):
+        assert sent.method == rows[name].method
+        assert set(json.loads(sent.body)) == set(rows[name].fields)
+    assert json.loads(calls[1].body) == {"bpmnXml": BPMN}
 
 
 def test_every_function_of_the_javascript_library_works(sandbox: SandboxServer, file: Path) -> None:

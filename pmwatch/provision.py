@@ -49,7 +49,7 @@ class ProcessPlan(_Entry):
 
 
 class UserPlan(_Entry):
-    """A user of the tenant, known by e-mail."""
+    """A user of the tenant, known by e-mail, in whatever case."""
 
     email: _Name
     first_name: str = ""
@@ -98,7 +98,7 @@ def _problems(plan: Plan, directory: str) -> Iterator[str]:
     for what, names in (
         ("datasets", [one.name for one in plan.datasets]),
         ("processes", [one.name for one in plan.processes]),
-        ("users", [one.email for one in plan.users]),
+        ("users", [one.email.lower() for one in plan.users]),
         *((f"dataset {one.name!r}", list(one.datatables)) for one in plan.datasets),
         *((f"process {one.name!r}", [mapping.name for mapping in one.mappings]) for one in plan.processes),
     ):
@@ -252,9 +252,9 @@ class Provisioner:
     def _users(self, *, prune: bool) -> Iterator[Step]:
         if not self._plan.users:
             return
-        there = {one.email: one for one in self._client.users(self._tenant)}
+        there = {one.email.lower(): one for one in self._client.users(self._tenant)}
         for wanted in self._plan.users:
-            found = there.get(wanted.email)
+            found = there.get(wanted.email.lower())
             if found is None:
                 yield Step("+", f"user {wanted.email}", partial(self._add_user, wanted))
             elif (found.is_active_in_tenant, found.is_admin_in_tenant, found.is_developer_in_tenant) != (
@@ -264,8 +264,8 @@ class Provisioner:
             ):
                 yield Step("~", f"user {wanted.email}", partial(self._update_user, wanted, found))
         for email, user in there.items() if prune else ():
-            if email not in {one.email for one in self._plan.users}:
-                yield Step("-", f"user {email}", partial(self._client.remove_user, self._tenant, user.id))
+            if email not in {one.email.lower() for one in self._plan.users}:
+                yield Step("-", f"user {user.email}", partial(self._client.remove_user, self._tenant, user.id))
 
     def _add_user(self, wanted: UserPlan) -> None:
         self._client.add_user(

@@ -77,7 +77,7 @@ def _show(deliveries: list[dict[str, Any]]) -> None:
         of = f"{'again' if one['resent'] else 'same as'} {one['duplicate_of']}" if one["duplicate_of"] else ""
         reason = "" if one["reason"] in (one["outcome"], "resend") else one["reason"]
         rows = "" if one["row_count"] is None else f"{one['row_count']} rows in the datatable"
-        why = " ".join(part for part in (reason, one["detail"], of, rows) if part)
+        why = "; ".join(part for part in (reason, one["detail"], of, rows) if part)
         times = (_at(one["settled_at"]), _at(one["finished_at"]))
         table.add_row(
             str(one["id"]),

@@ -121,6 +121,7 @@ def test_what_differs_is_changed_and_only_prune_deletes(server: SandboxServer, p
         ("~", "mapping 'Bought' of 'Order to cash'", True),
         ("~", "user ann@example.com", True),
     ]
+    plan.write_text(plan.read_text().replace("ann@example.com", "Ann@Example.com"))
     assert apply(server, plan, "--yes").stdout == "nothing to do\n"
     pruned = apply(server, plan, "--prune", "--yes")
     assert pruned.stdout.splitlines()[:-1] == [
@@ -146,6 +147,7 @@ def test_what_breaks_off_in_the_middle_is_told_and_goes_on_the_next_time(server:
         ("[[datasets]]\nname = 1", "datasets.0.name"),
         ("[[dataset]]\nname = 'x'", "dataset: Extra inputs"),
         ("[[datasets]]\nname = 'x'\n[[datasets]]\nname = 'x'", "'x' is there twice"),
+        ("[[users]]\nemail = 'a@x'\n[[users]]\nemail = 'A@x'", "'a@x' is there twice"),
         ("[[processes]]\nname = 'x'\nbpmn = 'none.bpmn'", "there is no file of that name"),
         ("[[processes]]\nname = 'x'\n[[processes.mappings]]\nname = 'm'\ndatatable = 'a/b'", "need a BPMN model"),
         ("[[processes]]\nname = 'x'\n[[processes.mappings]]\nname = 'm'\ndatatable = 'b'\ncolor = 'red'", "color"),

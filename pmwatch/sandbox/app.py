@@ -22,7 +22,7 @@ from pmwatch.sandbox.openapi import openapi
 from pmwatch.sandbox.state import Record, Sandbox
 from pmwatch.sandbox.storage import STORE_PATH, StorageApp
 from pmwatch.sandbox.store import ObjectRecord, RequestRecord
-from pmwatch.sandbox.wire import Answer, answer, cut, header, refuse, xml_answer
+from pmwatch.sandbox.wire import Answer, answer, cut, header, new_request_id, refuse, xml_answer
 
 _SHOWN_OBJECTS = 200
 
@@ -45,7 +45,8 @@ def build_app(sandbox: Sandbox, closing: asyncio.Event) -> Starlette:
 
 async def _error_answer(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"message": error.detail}, status_code=error.status_code, headers=error.headers)
+    headers = {**(error.headers or {}), "x-amzn-requestid": new_request_id()}
+    return JSONResponse({"message": error.detail}, status_code=error.status_code, headers=headers)
 
 
 class _FaultyFront:
@@ -147,7 +148,8 @@ def _fault_answer(fault: Fault, scope: Scope) -> Answer:
         return Answer(plain.status, plain.body, {**plain.headers, **headers})
     document = {"message": message, "code": fault.error_code}
     body = json.dumps(document).encode()
-    return Answer(fault.status, body, {"content-type": "application/json", **headers})
+    more = {"content-type": "application/json", "x-amzn-requestid": new_request_id()}
+    return Answer(fault.status, body, {**more, **headers})
 
 
 def _control_routes(sandbox: Sandbox) -> list[Route]:

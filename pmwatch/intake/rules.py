@@ -4,10 +4,11 @@ import fnmatch
 import glob
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pmwatch.model import READABLE_TYPES, Completeness, CompleteWhen, Folder, Target
+from pmwatch.model import READABLE_TYPES, Completeness, CompleteWhen, Folder, Target, display
 
 UNFINISHED_NAMES: Final = (
     ".*",
@@ -27,6 +28,10 @@ UNFINISHED_NAMES: Final = (
 
 
 MARKER: Final = "a marker, which is not uploaded itself"
+_UNFINISHED: Final = "unfinished name"
+_EXCLUDED: Final = "excluded"
+_NOT_INCLUDED: Final = "not included"
+_UNSUPPORTED: Final = "unsupported type"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class Rules:
         self._folder = folder
         self._unfinished = _compile(UNFINISHED_NAMES)
         kinds = ("bpmn",) if folder.takes_models else READABLE_TYPES
-        self._include = _compile(folder.include or tuple(f"*.{kind}" for kind in kinds))
+        self._wanted = folder.include or tuple(f"*.{kind}" for kind in kinds)
+        self._include = _compile(self._wanted)
         self._exclude = _compile(folder.exclude)
         self._markers = _compile(_marker_names(folder.completeness))
         self._own = tuple(os.path.relpath(own, folder.root) for own in folder.own_dirs if _is_below(own, folder.root))
@@ -59,12 +65,27 @@ class Rules:
             return Mapped(None, MARKER)  # also one with an unfinished name, such as .orders.csv.ok
         unfinished = next((part for part in text.split("/") if self._unfinished.match(part)), None)
         if unfinished is not None:
-            return Mapped(None, "unfinished name")
+            return Mapped(None, _UNFINISHED)
         if not _matches(self._include, text, name):
-            return Mapped(None, "not included" if self._folder.include else "unsupported type")
+            return Mapped(None, _NOT_INCLUDED if self._folder.include else _UNSUPPORTED)
         if self._folder.exclude and _matches(self._exclude, text, name):
-            return Mapped(None, "excluded")
+            return Mapped(None, _EXCLUDED)
         return self._fill(directory.split("/") if directory else [])
+
+    def explain(self, path: bytes) -> str:
+        """Return the reason of `map` for people: with the pattern that hides the file, and the part that it matches.
+
+        What is counted stays the text before the colon. Slow: patterns are compiled and tried one by one.
+        """
+        reason = self.map(path).reason
+        text = os.fsdecode(path)
+        if reason == _UNFINISHED:
+            return f"{reason}: {_hiding(UNFINISHED_NAMES, text.split('/'))}"
+        if reason == _EXCLUDED:
+            return f"{reason}: {_hiding(self._folder.exclude, [os.path.basename(text), text])}"
+        if reason in {_NOT_INCLUDED, _UNSUPPORTED}:
+            return f"{reason}: it matches none of {_shown(', '.join(self._wanted))}"
+        return reason
 
     def _fill(self, directories: list[str]) -> Mapped:
         """Read the placeholders' values off the directories."""
@@ -114,6 +135,16 @@ def _compile(patterns: tuple[str, ...]) -> re.Pattern[str]:
     if not patterns:
         return re.compile(r"(?!)")
     return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns), re.IGNORECASE)
+
+
+def _hiding(patterns: Iterable[str], parts: Sequence[str]) -> str:
+    """Say which pattern hides which part: the first pair that matches, for one does."""
+    part, pattern = next((part, one) for part in parts for one in patterns if _compile((one,)).match(part))
+    return _shown(f"{pattern} hides {part}")
+
+
+def _shown(text: str) -> str:
+    return display(os.fsencode(text))
 
 
 def _matches(pattern: re.Pattern[str], path: str, name: str) -> bool:

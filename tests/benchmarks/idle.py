@@ -294,8 +294,9 @@ def report_growth(measured: dict[Case, Measured]) -> None:
         a, b = measured[few], measured[many]
         print(
             f"{many.rows / few.rows:,.0f} times the rows, {few.files:,} files: READY {b.ready / a.ready:.2f} times, "
-            f"idle {b.idle / max(a.idle, 1e-9):.2f} times, a scan {b.scan / max(a.scan, 1e-9):.2f} times, "
-            f"RSS {(b.rss - a.rss) / MB:+.1f} MB ({(b.rss - a.rss) / max(1, many.rows - few.rows):.1f} bytes a row)"
+            f"first scan done {b.scanned / a.scanned:.2f} times, idle {b.idle / max(a.idle, 1e-9):.2f} times, "
+            f"a scan {b.scan / max(a.scan, 1e-9):.2f} times, an hour {b.an_hour / max(a.an_hour, 1e-9):.2f} times, "
+            f"RSS {b.rss / a.rss:.2f} times ({(b.rss - a.rss) / max(1, many.rows - few.rows):+.1f} bytes a row)"
         )
     few, many = cases[0], cases[2]
     a, b = measured[few], measured[many]

@@ -42,6 +42,16 @@ class Mapped:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What the rules say of a directory, for every file in it."""
+
+    directory: str
+    own: bool
+    unfinished: bool
+    mapped: Mapped
+
+
 class Rules:
     """The rules of one folder, compiled once. Paths are bytes below the root."""
 
@@ -54,23 +64,35 @@ class Rules:
         self._exclude = _compile(folder.exclude)
         self._markers = _compile(_marker_names(folder.completeness))
         self._own = tuple(os.path.relpath(own, folder.root) for own in folder.own_dirs if _is_below(own, folder.root))
+        self._last = _Place("", own=False, unfinished=False, mapped=self._fill([]))
 
     def map(self, path: bytes) -> Mapped:
         """Return where a file goes, or why it does not: ignored name, unsupported type, excluded, unmapped."""
         text = os.fsdecode(path)
-        directory, name = os.path.split(text)
-        if any(path == own or path.startswith(own + b"/") for own in self._own):
+        directory, _, name = text.rpartition("/")
+        place = self._place_of(directory)
+        if place.own or path in self._own:
             return Mapped(None, "kept by pmwatch itself")
         if self._markers.match(name) or name == self._folder.root_marker:
             return Mapped(None, MARKER)  # also one with an unfinished name, such as .orders.csv.ok
-        unfinished = next((part for part in text.split("/") if self._unfinished.match(part)), None)
-        if unfinished is not None:
+        if place.unfinished or self._unfinished.match(name):
             return Mapped(None, _UNFINISHED)
         if not _matches(self._include, text, name):
             return Mapped(None, _NOT_INCLUDED if self._folder.include else _UNSUPPORTED)
         if self._folder.exclude and _matches(self._exclude, text, name):
             return Mapped(None, _EXCLUDED)
-        return self._fill(directory.split("/") if directory else [])
+        return place.mapped
+
+    def _place_of(self, directory: str) -> "_Place":
+        """Return what the rules say of a directory; the last one is remembered, for a scan asks file by file."""
+        place = self._last
+        if place.directory != directory:
+            path = os.fsencode(directory)
+            own = any(path == own or path.startswith(own + b"/") for own in self._own)
+            parts = directory.split("/") if directory else []
+            unfinished = any(self._unfinished.match(part) for part in parts)
+            place = self._last = _Place(directory, own, unfinished, self._fill(parts))
+        return place
 
     def explain(self, path: bytes) -> str:
         """Return the reason of `map` for people: with the pattern that hides the file, and the part that it matches.

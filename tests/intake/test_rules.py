@@ -82,6 +82,21 @@ def test_pmwatch_never_looks_into_its_own_directories() -> None:
     assert rules.map(b"sender/a.csv").target is not None
 
 
+def test_what_is_remembered_of_one_directory_is_not_said_of_another() -> None:
+    rules = Rules(make_folder(ROOT, recursive=True, archive_dir=b"/srv/drop/sent"))
+    told = {
+        b"a.csv": "",
+        b".x/a.csv": "unfinished name",
+        b"x/a.csv": "",
+        b"sent/a.csv": "kept by pmwatch itself",
+        b"sent": "kept by pmwatch itself",
+        b"x/sent/a.csv": "",
+        b"x/.y/a.csv": "unfinished name",
+    }
+    for path in [*told, *reversed(told), *sorted(told)]:
+        assert rules.map(path).reason == told[path], path
+
+
 def test_placeholders_fill_the_target() -> None:
     rules = Rules(make_folder(ROOT, levels=("{tenant}", "{dataset}", "{datatable}"), target=Target("", "")))
     assert rules.map(b"acme/Sales/Orders/a.csv").target == Target("acme", "Orders", "Sales")

@@ -77,10 +77,8 @@ def _account_for_archive(account: Account, folder: Folder, ledger: Ledger) -> No
             for path in chunk:
                 if path not in known and not os.path.exists(path + b".error.json"):  # a link that says of what
                     account.name(display(path))
-    after = 0
-    while found := ledger.archived_before(folder.name, float("inf"), after_id=after):
-        after = found[-1].id
-        account.archive.update("removed by others" for one in found if not os.path.lexists(one.location))
+    gone = sum(not os.path.lexists(location) for location in ledger.archived(folder.name))
+    account.archive.update({"removed by others": gone} if gone else {})
 
 
 def _moved(root: bytes) -> Iterator[bytes]:

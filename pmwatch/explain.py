@@ -94,7 +94,7 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
     folder: Folder, below: bytes, history: list[Delivery], candidate: Candidate | None, now: float
 ) -> tuple[str, list[str]]:
     st = look(folder.root, below)
-    mapped = Rules(folder).map(below)
+    rules = Rules(folder)
     if candidate is not None and not candidate.fingerprint.size and folder.guards.empty is Empty.SKIP:
         return "empty", ["It is empty; it waits for content."]
     if candidate is not None:
@@ -110,8 +110,8 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
         return "absent", ["It is not there, and the ledger never saw it."]
     if newest is not None and (st is None or newest.fingerprint.same_content_as(Fingerprint.of(st))):
         return str(newest.state), [_state_sentence(newest, now)]
-    if mapped.target is None:
-        return "ignored", [f"It is ignored: {mapped.reason}."]
+    if rules.map(below).target is None:
+        return "ignored", [f"It is ignored: {rules.explain(below)}."]
     assert st is not None
     if file_kind(st.st_mode):
         return "ignored", [f"It is a {file_kind(st.st_mode)}, not a regular file."]

@@ -259,8 +259,9 @@ def _display_character(character: str) -> str:
 
 def file_kind(mode: int) -> str:
     """Return what a non-regular file is, in plain words, or an empty string for a regular one."""
+    if stat.S_ISREG(mode):
+        return ""
     kinds = (
-        (stat.S_ISREG, ""),
         (stat.S_ISLNK, "symbolic link"),
         (stat.S_ISDIR, "directory"),
         (stat.S_ISFIFO, "named pipe"),

@@ -16,11 +16,11 @@ def clear_archive(
 
     Only what pmwatch put there and is as it was. `go_on` is asked between files; False ends it early. Raises OSError.
     """
-    removed, changed, after = 0, 0, 0
+    removed, changed, after = 0, 0, None
     if not folder.archive_seconds:
         return 0, 0
-    while go_on() and (found := ledger.archived_before(folder.name, now - folder.archive_seconds, after_id=after)):
-        after = found[-1].id
+    while go_on() and (found := ledger.archived_before(folder.name, now - folder.archive_seconds, after=after)):
+        after = found[-1]
         gone = []
         for one in found:
             if not go_on():
@@ -60,11 +60,15 @@ def forget(
     before: float,
     go_on: Callable[[], bool] = lambda: True,
 ) -> int:
-    """Forget what ended before `before` (epoch seconds) and left no file behind; return how many."""
-    forgotten, after = 0, 0
+    """Forget what ended before `before` (epoch seconds) and left no file behind; return how many.
+
+    Without the last upload to each datatable.
+    """
+    forgotten, after, last = 0, 0, ledger.last_uploads()
     while go_on() and (found := ledger.ended_before(before, after_id=after)):
         after = found[-1].id
-        forgotten += ledger.forget([one for one in found if not _may_be_on_disk(one, folders.get(one.folder))])
+        gone = (one for one in found if not _may_be_on_disk(one, folders.get(one.folder)))
+        forgotten += ledger.forget([one for one in gone if one.id not in last])
     return forgotten
 
 

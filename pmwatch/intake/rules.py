@@ -4,10 +4,11 @@ import fnmatch
 import glob
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pmwatch.model import READABLE_TYPES, Completeness, CompleteWhen, Folder, Target
+from pmwatch.model import READABLE_TYPES, Completeness, CompleteWhen, Folder, Target, display
 
 UNFINISHED_NAMES: Final = (
     ".*",
@@ -27,6 +28,10 @@ UNFINISHED_NAMES: Final = (
 
 
 MARKER: Final = "a marker, which is not uploaded itself"
+_UNFINISHED: Final = "unfinished name"
+_EXCLUDED: Final = "excluded"
+_NOT_INCLUDED: Final = "not included"
+_UNSUPPORTED: Final = "unsupported type"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,16 @@ class Mapped:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What the rules say of a directory, for every file in it."""
+
+    directory: str
+    own: bool
+    unfinished: bool
+    mapped: Mapped
+
+
 class Rules:
     """The rules of one folder, compiled once. Paths are bytes below the root."""
 
@@ -44,27 +59,55 @@ class Rules:
         self._folder = folder
         self._unfinished = _compile(UNFINISHED_NAMES)
         kinds = ("bpmn",) if folder.takes_models else READABLE_TYPES
-        self._include = _compile(folder.include or tuple(f"*.{kind}" for kind in kinds))
+        self._wanted = folder.include or tuple(f"*.{kind}" for kind in kinds)
+        self._include = _compile(self._wanted)
         self._exclude = _compile(folder.exclude)
         self._markers = _compile(_marker_names(folder.completeness))
         self._own = tuple(os.path.relpath(own, folder.root) for own in folder.own_dirs if _is_below(own, folder.root))
+        self._last = _Place("", own=False, unfinished=False, mapped=self._fill([]))
 
     def map(self, path: bytes) -> Mapped:
         """Return where a file goes, or why it does not: ignored name, unsupported type, excluded, unmapped."""
         text = os.fsdecode(path)
-        directory, name = os.path.split(text)
-        if any(path == own or path.startswith(own + b"/") for own in self._own):
+        directory, _, name = text.rpartition("/")
+        place = self._place_of(directory)
+        if place.own or path in self._own:
             return Mapped(None, "kept by pmwatch itself")
         if self._markers.match(name) or name == self._folder.root_marker:
             return Mapped(None, MARKER)  # also one with an unfinished name, such as .orders.csv.ok
-        unfinished = next((part for part in text.split("/") if self._unfinished.match(part)), None)
-        if unfinished is not None:
-            return Mapped(None, "unfinished name")
+        if place.unfinished or self._unfinished.match(name):
+            return Mapped(None, _UNFINISHED)
         if not _matches(self._include, text, name):
-            return Mapped(None, "not included" if self._folder.include else "unsupported type")
+            return Mapped(None, _NOT_INCLUDED if self._folder.include else _UNSUPPORTED)
         if self._folder.exclude and _matches(self._exclude, text, name):
-            return Mapped(None, "excluded")
-        return self._fill(directory.split("/") if directory else [])
+            return Mapped(None, _EXCLUDED)
+        return place.mapped
+
+    def _place_of(self, directory: str) -> "_Place":
+        """Return what the rules say of a directory; the last one is remembered, for a scan asks file by file."""
+        place = self._last
+        if place.directory != directory:
+            path = os.fsencode(directory)
+            own = any(path == own or path.startswith(own + b"/") for own in self._own)
+            parts = directory.split("/") if directory else []
+            unfinished = any(self._unfinished.match(part) for part in parts)
+            place = self._last = _Place(directory, own, unfinished, self._fill(parts))
+        return place
+
+    def explain(self, path: bytes) -> str:
+        """Return the reason of `map` for people: with the pattern that hides the file, and the part that it matches.
+
+        What is counted stays the text before the colon. Slow: patterns are compiled and tried one by one.
+        """
+        reason = self.map(path).reason
+        text = os.fsdecode(path)
+        if reason == _UNFINISHED:
+            return f"{reason}: {_hiding(UNFINISHED_NAMES, text.split('/'))}"
+        if reason == _EXCLUDED:
+            return f"{reason}: {_hiding(self._folder.exclude, [os.path.basename(text), text])}"
+        if reason in {_NOT_INCLUDED, _UNSUPPORTED}:
+            return f"{reason}: it matches none of {_shown(', '.join(self._wanted))}"
+        return reason
 
     def _fill(self, directories: list[str]) -> Mapped:
         """Read the placeholders' values off the directories."""
@@ -114,6 +157,16 @@ def _compile(patterns: tuple[str, ...]) -> re.Pattern[str]:
     if not patterns:
         return re.compile(r"(?!)")
     return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns), re.IGNORECASE)
+
+
+def _hiding(patterns: Iterable[str], parts: Sequence[str]) -> str:
+    """Say which pattern hides which part: the first pair that matches, for one does."""
+    part, pattern = next((part, one) for part in parts for one in patterns if _compile((one,)).match(part))
+    return _shown(f"{pattern} hides {part}")
+
+
+def _shown(text: str) -> str:
+    return display(os.fsencode(text))
 
 
 def _matches(pattern: re.Pattern[str], path: str, name: str) -> bool:

@@ -2,13 +2,13 @@
 
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, tuple_, update
+from sqlalchemy import Column, Connection, Select, and_, delete, func, insert, select, tuple_, update
 
 from pmwatch.errors import LedgerError
 from pmwatch.ledger.base import Base
@@ -21,6 +21,7 @@ from pmwatch.model import WAITING, Delivery, Fingerprint, Order, Outcome, State,
 _d: Final = deliveries.c
 _FORGETTABLE: Final = (State.DONE, State.VANISHED)
 _BATCH: Final = 500
+_FIRST: Final = (-1.0, 0)  # before any place in the order of settling
 RESTORED: Final = "restored"
 
 
@@ -95,21 +96,17 @@ class Care(Base):
 
     # ---- what may be forgotten ----------------------------------------------------------------------------
 
-    def ended_before(self, before: float, *, after_id: int = 0) -> list[Delivery]:
-        """Return up to 500 deliveries that ended before `before` (epoch seconds), by id, those after `after_id`.
+    def last_uploads(self) -> frozenset[int]:
+        """Return the last upload to each datatable, which tells what is there and must not be forgotten."""
+        last = select(func.max(_d.id)).where(_d.outcome == Outcome.UPLOADED).group_by(*(_d[name] for name in TARGET))
+        return frozenset(self._read(lambda c: c.execute(last).scalars().all()))
 
-        Without the last upload to each datatable, which tells what is there.
-        """
-        last = (
-            select(func.max(_d.id))
-            .where(_d.outcome == Outcome.UPLOADED)
-            .group_by(*(_d[name] for name in TARGET))
-            .scalar_subquery()
-        )
+    def ended_before(self, before: float, *, after_id: int = 0) -> list[Delivery]:
+        """Return up to 500 deliveries that ended before `before` (epoch seconds), by id, those after `after_id`."""
+        forgettable = _d.state.concat("").in_(_FORGETTABLE)  # by id: the index on state would be sorted for each page
         query = (
             select(deliveries)
-            .where(_d.id > after_id, _d.state.in_(_FORGETTABLE), _d.finished_at > 0, _d.finished_at < before)
-            .where(_d.id.not_in(last))
+            .where(_d.id > after_id, forgettable, _d.finished_at > 0, _d.finished_at < before)
             .order_by(_d.id)
             .limit(_BATCH)
         )
@@ -129,21 +126,25 @@ class Care(Base):
 
         return self._write(work)
 
-    def archived_before(self, folder: str, before: float, *, after_id: int = 0) -> list[Delivery]:
-        """Return up to 500 deliveries of a folder uploaded before `before` whose source pmwatch has moved, by id.
+    def archived_before(self, folder: str, before: float, *, after: Delivery | None = None) -> list[Delivery]:
+        """Return up to 500 deliveries of a folder uploaded before `before` whose source pmwatch has moved.
 
-        Without those of which a repetition waits.
+        In the order of settling, those after `after`; without those of which a repetition waits.
         """
-        again = deliveries.alias("again")
-        waiting = select(again.c.location).where(again.c.folder == folder, again.c.state.in_(WAITING))
-        query = (
-            select(deliveries)
-            .where(_d.folder == folder, _d.state == State.DONE, _d.id > after_id, _d.settled_at < before)
-            .where(_d.location != b"", _d.finished_at < before, _d.location.not_in(waiting))
-            .order_by(_d.id)
-            .limit(_BATCH)
-        )
+        place = (after.settled_at, after.id) if after is not None else _FIRST
+        query = _archived(folder, place, *deliveries.c).where(_d.settled_at < before, _d.finished_at < before)
         return [delivery_of(row) for row in self._read(lambda c: c.execute(query).all())]
+
+    def archived(self, folder: str) -> Iterator[bytes]:
+        """Yield where the sources of a folder lie that pmwatch has moved, without those of which a repetition waits."""
+        place = _FIRST
+        while rows := self._archived_after(folder, place):
+            yield from (row.location for row in rows)
+            place = rows[-1].settled_at, rows[-1].id
+
+    def _archived_after(self, folder: str, place: tuple[float, int]) -> Sequence[Any]:
+        query = _archived(folder, place, _d.settled_at, _d.id, _d.location)
+        return self._read(lambda c: c.execute(query).all())
 
     def removed_from_archive(self, gone: Iterable[Delivery]) -> None:
         """Say that archived sources were removed, for their time was over."""
@@ -155,6 +156,19 @@ class Care(Base):
         """Return which delivery each of these (at most 500) absolute paths belongs to, where pmwatch moved it there."""
         query = select(deliveries).where(tuple_(_d.location).in_([(one,) for one in locations])).order_by(_d.id)
         return {row.location: delivery_of(row) for row in self._read(lambda c: c.execute(query).all())}
+
+
+def _archived(folder: str, place: tuple[float, int], *columns: Column[Any]) -> Select[Any]:
+    """Select a page of what pmwatch has moved, after a place in the order of `ix_folder`, which needs no sorting."""
+    again = deliveries.alias("again")
+    waiting = select(again.c.location).where(again.c.folder == folder, again.c.state.in_(WAITING))
+    return (
+        select(*columns)
+        .where(_d.folder == folder, _d.state == State.DONE, tuple_(_d.settled_at, _d.id) > place)
+        .where(_d.location != b"", _d.location.not_in(waiting))
+        .order_by(_d.settled_at, _d.id)
+        .limit(_BATCH)
+    )
 
 
 def _record(c: Connection, found: Found) -> bool:

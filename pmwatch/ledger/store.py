@@ -20,7 +20,6 @@ from pmwatch.ledger.moves import (
     ending,
     ensure_lane,
     enter_files,
-    fingerprint_of,
     fingerprint_values,
     goes_along,
     lane_of,
@@ -157,8 +156,9 @@ class Ledger(People, Care, Questions):
             found = {}
             for start in range(0, len(paths), MOST_IN_ONE):
                 condition = and_(_d.folder == folder, _d.path.in_(paths[start : start + MOST_IN_ONE]), _d.current == 1)
-                for row in c.execute(select(*FINGERPRINT, _d.path, _d.state, _d.kept).where(condition)):
-                    found[row.path] = Known(fingerprint_of(row), State(row.state), bool(row.kept))
+                query = select(_d.path, _d.state, _d.kept, *FINGERPRINT).where(condition)
+                for path, state, kept, *look in c.execute(query).all():
+                    found[path] = Known(Fingerprint(*look), State(state), bool(kept))
             return found
 
         return self._read(work)

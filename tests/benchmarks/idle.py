@@ -286,6 +286,11 @@ def report(case: Case, found: Measured) -> None:
     )
 
 
+def times(before: float, after: float) -> str:
+    """Return how a figure grew, where the clock had anything to tell."""
+    return f"{after / before:.2f} times" if before else "from nothing"
+
+
 def report_growth(measured: dict[Case, Measured]) -> None:
     """Print how the figures grow with the rows, and with the files."""
     cases = list(measured)
@@ -293,16 +298,17 @@ def report_growth(measured: dict[Case, Measured]) -> None:
     for few, many in ((cases[0], cases[1]), (cases[2], cases[3])):
         a, b = measured[few], measured[many]
         print(
-            f"{many.rows / few.rows:,.0f} times the rows, {few.files:,} files: READY {b.ready / a.ready:.2f} times, "
-            f"idle {b.idle / max(a.idle, 1e-9):.2f} times, a scan {b.scan / max(a.scan, 1e-9):.2f} times, "
-            f"RSS {(b.rss - a.rss) / MB:+.1f} MB ({(b.rss - a.rss) / max(1, many.rows - few.rows):.1f} bytes a row)"
+            f"{many.rows / few.rows:,.0f} times the rows, {few.files:,} files: READY {times(a.ready, b.ready)}, "
+            f"first scan done {times(a.scanned, b.scanned)}, idle {times(a.idle, b.idle)}, "
+            f"a scan {times(a.scan, b.scan)}, an hour {times(a.an_hour, b.an_hour)}, "
+            f"RSS {times(a.rss, b.rss)} ({(b.rss - a.rss) / max(1, many.rows - few.rows):+.1f} bytes a row)"
         )
     few, many = cases[0], cases[2]
     a, b = measured[few], measured[many]
-    per_file = (b.scan / many.files) / max(a.scan / few.files, 1e-9)
     print(
-        f"{many.files / few.files:,.0f} times the files and directories: CPU of a scan for each file {per_file:.2f} "
-        f"times, RSS {(b.rss - a.rss) / max(1, many.directories - few.directories):,.0f} bytes a directory"
+        f"{many.files / few.files:,.0f} times the files and directories: CPU of a scan for each file "
+        f"{times(a.scan / few.files, b.scan / many.files)}, "
+        f"RSS {(b.rss - a.rss) / max(1, many.directories - few.directories):,.0f} bytes a directory"
     )
 
 

@@ -102,6 +102,60 @@ def test_the_api_is_asked_with_dataset_name_size_and_mtime(daemon: Daemon, sandb
     assert [record.filename for record in sandbox.objects()] == ["a b.csv"]
 
 
+class OneInode:
+    """Makes files, one after the other, that have the same inode number, because the kernel gives it again."""
+
+    def __init__(self, staging: Path) -> None:
+        staging.mkdir()
+        self._staging = staging
+        self._held = staging / "held"  # a second name, so that the number is free only when its time has come
+        self._number = 0
+
+    def put(self, path: Path, content: bytes) -> None:
+        """Rename a new file into place; what was there must be gone. Skips the test where the number is not given."""
+        self._held.unlink(missing_ok=True)
+        new = self._create()
+        new.write_bytes(content)
+        os.link(new, self._held)
+        new.rename(path)
+        self._number = path.stat().st_ino
+
+    def _create(self) -> Path:
+        made = []
+        for number in range(20_000):  # the lowest that is free is given, so all below are taken first
+            made.append(self._staging / str(number))
+            made[-1].touch()
+            if self._number in {0, made[-1].stat().st_ino}:
+                break
+        else:
+            pytest.skip("this file system gives no inode number again, or gave it to another file")
+        for other in made[:-1]:
+            other.unlink()
+        return made[-1]
+
+
+@pytest.mark.parametrize("after_upload", ["keep", "delete"])
+def test_a_new_file_with_the_inode_number_of_the_one_before_it_is_delivered(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path, tmp_path: Path, after_upload: str
+) -> None:
+    daemon.defaults += f'\nafter_upload = "{after_upload}"'
+    versions = [b"case,activity\n%d,a\n" % number for number in range(3)]
+    path, files = drop / "a.csv", OneInode(tmp_path / "staging")
+    files.put(path, versions[0])
+    daemon.start()
+    daemon.wait_done(1)
+    assert daemon.stop() == 0
+    path.unlink(missing_ok=True)
+    files.put(path, versions[1])
+    daemon.start()
+    daemon.wait_done(2)
+    path.unlink(missing_ok=True)
+    files.put(path, versions[2])
+    delivered = daemon.wait_done(3)
+    assert len({(one.fingerprint.inode, one.fingerprint.device, one.fingerprint.size) for one in delivered}) == 1
+    assert [sandbox.object_path(record).read_bytes() for record in sandbox.objects()] == versions
+
+
 def test_unfinished_and_unsupported_names_are_left_alone_and_explained(
     daemon: Daemon, sandbox: SandboxServer, drop: Path
 ) -> None:

@@ -5,6 +5,7 @@ storage ever took for that datatable: each final version once, byte for byte, an
 """
 
 import io
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+import urllib.parse
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,18 +32,20 @@ from pmwatch.sandbox import Fault, ObjectRecord, SandboxServer, TenantSeed
 from pmwatch.sandbox.eventlogs import csv_bytes, order_to_cash, xlsx_bytes
 from support import writers
 from support.daemon import Daemon, folder_toml, table_id, wait_for
-from support.services import require_tool
+from support.services import missing, require_tool
 from support.sshd import HOST, Sshd, running_sshd
 
 SETTLE_SECONDS = 0.4
 PAUSE = str(1.5 * SETTLE_SECONDS)  # a writer that is silent for so long is only known by its open file
-AWAY = str(3 * SETTLE_SECONDS)
+AWAY_SECONDS = 3 * SETTLE_SECONDS
+AWAY = str(AWAY_SECONDS)
 SLOW_KBYTES = 1600  # a second: one file takes several times `settle`
 SIDE_BY_SIDE = 8
-PACKAGES = {"sftp": "openssh-client", "scp": "openssh-client", "umount": "mount"} | dict.fromkeys(
-    ("cp", "mv", "ln", "dd", "chown", "chmod"), "coreutils"
+PACKAGES = {"sftp": "openssh-client", "scp": "openssh-client", "mount": "mount", "umount": "mount"} | dict.fromkeys(
+    ("cp", "mv", "ln", "dd", "chown", "chgrp", "chmod"), "coreutils"
 )
 KEPT_FILES = 100
+TORN_WORKBOOK = "it is torn: a workbook ends with its zip directory"
 
 Versions = Mapping[str, Sequence[bytes]]
 """What must be stored: by file name, all versions in their order."""
@@ -56,7 +62,8 @@ def workbook() -> bytes:
     """Return an event log as an .xlsx with a picture in it, of about 2.5 MB."""
     buffer = io.BytesIO(xlsx_bytes(order_to_cash(300, seed=1)))
     with zipfile.ZipFile(buffer, "a") as archive:
-        archive.writestr("xl/media/image1.png", content(1))
+        picture = zipfile.ZipInfo("xl/media/image1.png")  # without the time of day: two rows may build it at once
+        archive.writestr(picture, content(1))
     return buffer.getvalue()
 
 
@@ -123,6 +130,25 @@ class Place:
     def wait_seen(self) -> None:
         """Wait until the daemon knows of a file that is not complete yet."""
         wait_for(f"{self.name}: seen", lambda: self.metric("settling_files"))
+
+    def is_waiting(self, name: str, what: str) -> bool:
+        """Tell whether a file is shown as one that waits for `what`, and is counted so."""
+        answer = self.why(name)
+        shown = answer["verdict"] == "settling" and f"It waits for {what}." in answer["sentences"]
+        return shown and self.metric("settling_files") == 1
+
+    def is_held(self, name: str, detail: str) -> bool:
+        """Tell whether a file is shown as held because it is not valid, in which detail, and is counted so."""
+        answer = self.why(name)
+        newest = answer["history"][0] if answer["history"] else {"state": "", "reason": "", "detail": ""}
+        shown = (answer["verdict"], newest["state"], newest["reason"]) == ("held", "held", "invalid")
+        return shown and re.match(detail, newest["detail"]) is not None and self.metric("deliveries", state="held") == 1
+
+    def why(self, name: str) -> dict[str, Any]:
+        """Return what the daemon answers to `pmwatch why`."""
+        asked = urllib.parse.urlencode({"path": self.drop / name})
+        answer: dict[str, Any] = json.loads(self.matrix.daemon.get(f"/api/v1/why?{asked}"))
+        return answer
 
     def wait_scanned(self) -> None:
         """Wait until a whole scan has passed that began after this call."""
@@ -276,7 +302,7 @@ def rsync_torn_workbook(place: Place) -> Versions:
     source, target = place.work / "orders.xlsx", place.drop / "orders.xlsx"
     source.write_bytes(workbook())
     break_rsync_off(place, source=source, target=target)
-    place.wait_scanned()
+    wait_for(f"{place.name}: held", lambda: place.is_held(target.name, TORN_WORKBOOK))
     place.run("rsync", "--partial", source, target)
     return {"orders.xlsx": [workbook()]}
 
@@ -361,28 +387,62 @@ def own(program: str, *, pause: str = PAUSE, before: bool = False) -> Write:
     return write
 
 
+def die_in_the_middle(place: Place, source: Path, target: Path) -> float:
+    """Let a writer be killed when it has written the first half; return when that was."""
+    place.run_writer("dies", source, target, returns=-signal.SIGKILL)
+    assert target.read_bytes() == writers.torn(source.read_bytes())
+    return time.monotonic()
+
+
+def stay_away(since: float) -> None:
+    """Let three times `settle` pass by the clock: whoever comes back then comes back to a file that looks complete."""
+    wait_for("three times settle", lambda: time.monotonic() - since >= AWAY_SECONDS)
+
+
 def killed(place: Place) -> Versions:
     """The documented limit: without a marker or a check the part of a dead writer looks like a whole file."""
-    place.run_writer("dies", place.source(), place.target, returns=-signal.SIGKILL)
+    died = die_in_the_middle(place, place.source(), place.target)
     place.wait_stored(1)
-    place.run_writer("truncator", place.source(), place.target, PAUSE)
+    stay_away(died)
+    place.run_writer("rewriter", place.source(), place.target, PAUSE)
     return {"orders.csv": [writers.torn(content(1)), content(1)]}
 
 
 def killed_with_marker(place: Place) -> Versions:
-    place.run_writer("restarted", place.source(), place.target, AWAY, f"{place.target}.done")
+    def waiting() -> bool:
+        return place.is_waiting(place.target.name, "its marker orders.csv.done")
+
+    died = die_in_the_middle(place, place.source(), place.target)
+    wait_for(f"{place.name}: waiting", waiting)
+    stay_away(died)
+    assert waiting()
+    place.run_writer("rewriter", place.source(), place.target, PAUSE)
+    stay_away(time.monotonic())
+    assert waiting(), "it is whole, and nobody has said so yet"
+    assert place.arrived() == []
+    (place.drop / "orders.csv.done").touch()
     return orders(1)
 
 
+def killed_with_check(place: Place, source: Path, target: Path, *, says: str) -> None:
+    """Let a writer be killed and come back; in the meantime the format tells that the file is torn."""
+    died = die_in_the_middle(place, source, target)
+    wait_for(f"{place.name}: held", lambda: place.is_held(target.name, says))
+    stay_away(died)
+    assert place.is_held(target.name, says)
+    assert place.arrived() == []
+    place.run_writer("rewriter", source, target, PAUSE)
+
+
 def killed_with_structure(place: Place) -> Versions:
-    place.run_writer("restarted", place.source(), place.target, AWAY)
+    killed_with_check(place, place.source(), place.target, says=r"line \d+ is torn: ")
     return orders(1)
 
 
 def killed_workbook(place: Place) -> Versions:
     source, target = place.work / "orders.xlsx", place.drop / "orders.xlsx"
     source.write_bytes(workbook())
-    place.run_writer("restarted", source, target, AWAY)
+    killed_with_check(place, source, target, says=TORN_WORKBOOK)
     return {"orders.xlsx": [workbook()]}
 
 
@@ -429,25 +489,42 @@ def keep_files(place: Place) -> dict[str, Sequence[bytes]]:
     return dict(files)
 
 
+def change_all(place: Place, program: str, *arguments: str) -> None:
+    """Let a program change what is known of all kept files, but not what is in them."""
+    before = {path: path.stat() for path in place.drop.iterdir()}
+    place.run(program, "-R", *arguments, place.drop)
+    assert len(before) == KEPT_FILES
+    assert all(path.stat().st_ctime_ns > st.st_ctime_ns for path, st in before.items())
+
+
 def chown(place: Place) -> Versions:
+    if os.getuid() != 0:
+        missing("the right to give files away", "root")
     kept = keep_files(place)
-    if os.getuid() == 0:
-        place.run("chown", "-R", "12345:12345", place.drop)
-    place.run("chmod", "-R", "g+rwX,o-w", place.drop)
+    change_all(place, "chown", "12345:12345")
+    return kept
+
+
+def chgrp(place: Place) -> Versions:
+    """What the owner of the files may do."""
+    kept = keep_files(place)
+    change_all(place, "chgrp", str(os.getgid()))
+    change_all(place, "chmod", "g+rwX,o-w")
     return kept
 
 
 def remount(place: Place) -> Versions:
     """A copy on another device takes the folder's place for a while; it and its old files are told from new ones."""
     if os.getuid() != 0:
-        pytest.skip("mounting takes root")
+        missing("the right to mount", "root")
     kept = keep_files(place)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         place.run("cp", "-a", f"{place.drop}/.", memory)
         before = os.stat(place.drop).st_dev
-        tried = subprocess.run(["mount", "--bind", memory, place.drop], capture_output=True, text=True, check=False)
+        command = [require_tool("mount", PACKAGES["mount"]), "--bind", memory, str(place.drop)]
+        tried = subprocess.run(command, capture_output=True, text=True, check=False)
         if tried.returncode:
-            pytest.skip(f"mounting is not allowed here: {tried.stderr}")
+            missing(f"the right to mount ({tried.stderr.strip()})", "CAP_SYS_ADMIN, which not every container has")
         try:
             assert os.stat(place.drop).st_dev != before
             place.run("cp", place.source(), place.target)
@@ -506,6 +583,7 @@ ROWS = (
     Row("unzip", unzip, RECURSIVE),
     Row("directory tree moved in", tree, RECURSIVE),
     Row("kept files, chown -R", chown, ALWAYS_SENT),
+    Row("kept files, chgrp -R and chmod -R", chgrp, ALWAYS_SENT),
     Row("kept files, remount", remount, ALWAYS_SENT),
 )
 

@@ -39,6 +39,32 @@ def test_other_types_are_unsupported_and_own_filters_win() -> None:
     assert reason(b"test_a.csv", exclude=("test_*",)) == "excluded"
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (b"a.csv.part", "unfinished name: *.part hides a.csv.part"),
+        (b"LU12ab.TMP", "unfinished name: *.tmp hides LU12ab.TMP"),
+        (b"in/.hidden/deep/a.csv", "unfinished name: .* hides .hidden"),
+        (b"~old/a.csv~", "unfinished name: ~* hides ~old"),
+        (b".a\n\xff.csv", "unfinished name: .* hides .a\\x0a\\xff.csv"),
+        (b"deep/Test_a.csv", "excluded: test_* hides Test_a.csv"),
+        (b"skip/it/a.csv", "excluded: skip/* hides skip/it/a.csv"),
+        (b"a.pdf", "not included: it matches none of *.csv, *.xes"),
+    ],
+)
+def test_what_hides_a_file_is_named_for_people_with_the_part_that_matches(path: bytes, told: str) -> None:
+    rules = Rules(make_folder(ROOT, recursive=True, include=("*.csv", "*.xes"), exclude=("x*", "test_*", "skip/*")))
+    assert rules.explain(path) == told
+    assert rules.map(path).reason == told.partition(":")[0]
+
+
+def test_an_unsupported_type_is_told_with_what_is_supported_and_any_other_reason_as_it_is() -> None:
+    rules = Rules(make_folder(ROOT))
+    assert rules.explain(b"a.pdf").startswith("unsupported type: it matches none of *.csv, ")
+    assert rules.explain(b"deep/a.csv") == rules.map(b"deep/a.csv").reason
+    assert rules.explain(b"a.csv") == ""
+
+
 def test_sub_directories_need_recursive() -> None:
     assert "recursive" in reason(b"sub/a.csv")
     assert reason(b"sub/a.csv", recursive=True) == ""
@@ -54,6 +80,21 @@ def test_pmwatch_never_looks_into_its_own_directories() -> None:
     assert not rules.enters(b".pmwatch")
     assert rules.enters(b"sender")
     assert rules.map(b"sender/a.csv").target is not None
+
+
+def test_what_is_remembered_of_one_directory_is_not_said_of_another() -> None:
+    rules = Rules(make_folder(ROOT, recursive=True, archive_dir=b"/srv/drop/sent"))
+    told = {
+        b"a.csv": "",
+        b".x/a.csv": "unfinished name",
+        b"x/a.csv": "",
+        b"sent/a.csv": "kept by pmwatch itself",
+        b"sent": "kept by pmwatch itself",
+        b"x/sent/a.csv": "",
+        b"x/.y/a.csv": "unfinished name",
+    }
+    for path in [*told, *reversed(told), *sorted(told)]:
+        assert rules.map(path).reason == told[path], path
 
 
 def test_placeholders_fill_the_target() -> None:
@@ -77,6 +118,9 @@ def test_a_folder_of_models_takes_models_of_the_process_that_it_or_its_path_name
 
 @given(st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name and not name.startswith(b"/")))
 def test_any_bytes_get_a_target_or_a_reason(path: bytes) -> None:
-    mapped = Rules(make_folder(ROOT, recursive=True)).map(path)
+    rules = Rules(make_folder(ROOT, recursive=True))
+    mapped = rules.map(path)
     assert (mapped.target is None) == bool(mapped.reason)
+    assert rules.explain(path).startswith(mapped.reason)
+    assert rules.explain(path).isprintable()
     assert os.fsdecode(path) is not None

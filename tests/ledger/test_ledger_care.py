@@ -5,11 +5,13 @@ import stat
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
 from pmwatch.errors import LedgerError
-from pmwatch.ledger import Action, Ledger
+from pmwatch.ledger import Action, Disposed, Ledger
 from pmwatch.ledger.care import RESTORED
 from pmwatch.ledger.people import ranges
 from pmwatch.model import Order, State
@@ -91,18 +93,19 @@ def test_what_waited_when_a_backup_was_made_is_held_and_what_had_ended_stays(tmp
         assert ledger.counts()["orders", "held"] == 2
 
 
-def test_the_last_upload_of_a_datatable_is_never_offered_for_forgetting(tmp_path: Path) -> None:
+def test_what_ended_is_offered_by_id_and_the_last_upload_of_a_datatable_is_known(tmp_path: Path) -> None:
     with opened(tmp_path) as ledger:
         ids = [sent(ledger, f"{number}.csv", str(number), now=1000.0 + number) for number in range(3)]
-        assert [one.id for one in ledger.ended_before(5000.0)] == ids[:2]
+        assert [one.id for one in ledger.ended_before(5000.0)] == ids
         assert [one.id for one in ledger.ended_before(1001.0)] == ids[:1], "only what ended before"
-        assert ledger.ended_before(5000.0, after_id=ids[1]) == []
+        assert ledger.ended_before(5000.0, after_id=ids[2]) == []
+        assert ledger.last_uploads() == {ids[2]}
 
 
 def test_forgetting_keeps_the_counts_right_and_spares_what_happened_meanwhile(tmp_path: Path) -> None:
     with opened(tmp_path) as ledger:
         ids = [sent(ledger, f"{number}.csv", str(number), now=1000.0 + number) for number in range(3)]
-        old = ledger.ended_before(5000.0)
+        old = ledger.ended_before(1002.0)
         assert ledger.forget(old) == 2
         assert ledger.forget(old) == 0
         assert ledger.counts()["orders", "done"] == 1
@@ -110,16 +113,60 @@ def test_forgetting_keeps_the_counts_right_and_spares_what_happened_meanwhile(tm
         assert drop(ledger, "0.csv") > ids[2], "a forgotten path is new again"
 
 
+def archive_all(ledger: Ledger, ids: list[int]) -> None:
+    disposed = [Disposed(current(ledger, id_), b"/archive/%d" % id_, kept=False, at=1001.0) for id_ in ids]
+    ledger.disposed(disposed)
+
+
+def test_what_was_archived_is_walked_through_page_by_page_also_where_all_settled_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmwatch.ledger.care._BATCH", 2)
+    with opened(tmp_path) as ledger:
+        ids = [sent(ledger, f"{number}.csv", str(number), now=1000.0, dispose=True) for number in range(5)]
+        archive_all(ledger, ids)
+        assert list(ledger.archived("orders")) == [b"/archive/%d" % id_ for id_ in ids]
+        assert list(ledger.archived("other")) == []
+        pages: list[list[int]] = []
+        after = None
+        while found := ledger.archived_before("orders", 5000.0, after=after):
+            pages.append([one.id for one in found])
+            after = found[-1]
+        assert pages == [ids[:2], ids[2:4], ids[4:]]
+
+
+def test_no_walk_through_the_whole_ledger_sorts_it_again_for_each_page(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        asked[statement] = parameters
+
+    with opened(tmp_path) as ledger:
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            ledger.ended_before(5000.0)
+            ledger.archived_before("orders", 5000.0)
+            list(ledger.archived("orders"))
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    asked = {statement: parameters for statement, parameters in asked.items() if "ORDER BY" in statement}
+    assert len(asked) == 3
+    with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+        for statement, parameters in asked.items():
+            plan = " ".join(str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters))
+            assert "SEARCH deliveries USING" in plan, plan
+            assert "TEMP B-TREE" not in plan, plan
+
+
 def test_an_archived_source_of_which_a_repetition_waits_is_not_offered_for_removal(tmp_path: Path) -> None:
     with opened(tmp_path) as ledger:
-        from pmwatch.ledger import Disposed
-
         ids = [sent(ledger, f"{name}.csv", name, now=1000.0, dispose=True) for name in "ab"]
-        ledger.disposed([Disposed(current(ledger, id_), b"/archive/%d" % id_, kept=False, at=1001.0) for id_ in ids])
+        archive_all(ledger, ids)
         assert [one.id for one in ledger.archived_before("orders", 5000.0)] == ids
         assert ledger.archived_before("orders", 500.0) == []
         ledger.resend(ids[:1], order_of=lambda _: Order.ARRIVAL, by=BY)
         assert [one.id for one in ledger.archived_before("orders", 5000.0)] == ids[1:]
+        assert list(ledger.archived("orders")) == [b"/archive/%d" % ids[1]]
         ledger.removed_from_archive([current(ledger, ids[1])])
         assert current(ledger, ids[1]).location == b""
         assert set(ledger.locations([b"/archive/%d" % id_ for id_ in ids])) == {b"/archive/%d" % ids[0]}

@@ -94,6 +94,27 @@ def test_another_size_or_mtime_after_an_upload_is_a_new_delivery(changed: Any, l
     assert current(ledger, first).state is State.DONE
 
 
+def test_a_new_file_with_the_inode_number_of_one_that_is_gone_inherits_nothing(ledger: Ledger) -> None:
+    """File systems give a free number to the next file: where it repeats, only the times differ."""
+    gone = look(1, ctime_ns=1, inode=7)
+    first = sent(ledger, "a.csv", "A", gone)
+    again = look(2, ctime_ns=2, inode=7)
+    assert ledger.known("orders", [b"a.csv"])[b"a.csv"].is_news(again)
+    second, elsewhere = drop(ledger, "a.csv", again), drop(ledger, "b.csv", gone)
+    assert len({0, first, second, elsewhere}) == 4
+    assert [current(ledger, id_).state for id_ in (first, second, elsewhere)] == [
+        State.DONE,
+        State.QUEUED,
+        State.QUEUED,
+    ]
+
+
+def test_where_pmwatch_removed_the_source_even_an_equal_look_is_a_new_file(ledger: Ledger) -> None:
+    first = sent(ledger, "a.csv", "A", dispose=True)
+    ledger.disposed([Disposed(current(ledger, first), b"", kept=False, at=1001.0)])
+    assert drop(ledger, "a.csv") not in {0, first}
+
+
 def test_a_file_that_is_replaced_while_it_waits_keeps_its_row_and_goes_to_the_end_of_the_queue(ledger: Ledger) -> None:
     first = drop(ledger, "a.csv")
     drop(ledger, "b.csv")

@@ -64,18 +64,10 @@ def dies(source: str, target: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def restarted(source: str, target: str, pause: str, marker: str = "") -> None:
-    """Die in the middle, stay away for `pause`, write it all again; the marker comes when as long has passed again."""
-    child = os.fork()
-    if child == 0:
-        dies(source, target)
-    os.waitpid(child, 0)
-    time.sleep(float(pause))
+def rewriter(source: str, target: str, pause: str) -> None:
+    """Write it all again from the start, piece by piece, as a job that runs once more does."""
     with open(target, "wb", buffering=0) as out:
-        _write_slowly(out.fileno(), Path(source).read_bytes(), float(pause) / _PIECES)
-    if marker:
-        time.sleep(float(pause))
-        Path(marker).touch()
+        _write_slowly(out.fileno(), Path(source).read_bytes(), float(pause))
 
 
 def truncator(source: str, target: str, pause: str) -> None:
@@ -210,7 +202,7 @@ PROGRAMS: Final[Mapping[str, Callable[..., None]]] = {
         reopening_appender,
         temporary,
         dies,
-        restarted,
+        rewriter,
         truncator,
         unnamed,
         mapped,

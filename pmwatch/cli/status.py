@@ -16,7 +16,7 @@ from pmwatch.cli.common import (
     print_json,
     settings_of,
 )
-from pmwatch.explain import as_dict
+from pmwatch.explain import as_dict, blocker_as_dict
 from pmwatch.model import State, format_duration, format_size
 
 _SHOWN_STATES = ("queued", "uploading", "uploaded", "done", "held", "failed", "vanished")
@@ -44,6 +44,7 @@ def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, jso
                 ],
                 "gates": [],
                 "destinations": [],
+                "blockers": [blocker_as_dict(blocker) for blocker in ledger.blockers()],
                 "deliveries": [as_dict(delivery) for delivery in ledger.list(limit=20)],
             }
     if json:
@@ -75,6 +76,11 @@ def _show(found: dict[str, Any]) -> None:
         out.print(f"tenant {tenant} was asked to slow down: {uploads} uploads at a time for now")
     for problem in found["destinations"]:
         out.print(f"{problem['target']}: {problem['message']}\n  {problem['hint']}")
+    for one in found.get("blockers", []):  # a daemon of before does not say it
+        why = ", ".join(part for part in (one["state"], one["reason"], one["detail"]) if part)
+        since = format_duration(time.time() - one["since"])
+        out.print(f"{one['waiting']} wait behind {one['path']} of folder {one['folder']} since {since} ({why})")
+        out.print(f"  {one['hint']}")
     _show_deliveries(found["deliveries"][:20])
 
 

@@ -246,6 +246,11 @@ def blocker_as_dict(blocker: Blocker) -> dict[str, Any]:
     }
 
 
+def needing_a_person(ledger: Ledger) -> list[dict[str, Any]]:
+    """Return the newest failed and held deliveries for JSON: they may be far behind what came since."""
+    return [as_dict(delivery) for delivery in ledger.list(states=(State.FAILED, State.HELD), limit=20)]
+
+
 def as_dict(delivery: Delivery) -> dict[str, Any]:
     """Return a delivery for JSON; the presigned URL is a secret and stays out."""
     return {

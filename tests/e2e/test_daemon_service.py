@@ -179,10 +179,16 @@ def test_status_and_page_name_the_file_that_others_wait_behind_and_what_frees_th
     page = daemon.get("/")
     assert '<td class="path">first.csv<td>orders<td class="n">1\n<td>held' in page
     assert "pmwatch discard 1 gives it up" in page
+    assert (
+        page.index("Needs a person")
+        < page.index("too_small", page.index("Needs a person"))
+        < page.index("Latest files")
+    )
     for running in (True, False):
         told = daemon.command("status").stdout
         assert "1 wait behind first.csv of folder orders since" in told
         assert "pmwatch discard 1 gives it up" in told
+        assert told.index("these need a person") < told.index(" too_small ") < told.index("the latest files")
         if running:
             assert daemon.stop() == 0
 

@@ -208,13 +208,26 @@ def test_kills_at_any_moment_lose_nothing_tear_nothing_and_store_nothing_twice(
             met.update({str(one.state) for one in found})
             room = BACKLOG - len(written) + sum(one.state is State.DONE for one in found)
         daemon.start()
+        # The table for operators: what five kills met under way waits for a person. Here a person says that it may go.
+        late = {one.display_path for one in daemon.deliveries() if one.state is State.HELD}
+        if late:
+            released = daemon.command(
+                "release", "--reason", "crash_loop", "--force", "--why", "the kills were the test's"
+            )
+            assert released.returncode == 0, released.stdout + released.stderr
         done = daemon.wait_done(len(written))
         assert daemon.stop() == 0
         counted = Counter((one.state, one.outcome) for one in daemon.deliveries())
         assert counted == {(State.DONE, "uploaded"): len(written)}
     again = sum(len(statuses) > 1 for statuses in puts(sandbox).values())
-    print(f"{KILLS} kills, {len(written)} files, {again} of them tried again; kills by what they met: {dict(met)}")
-    check_storage(sandbox.objects(), written, in_order=in_order)
+    print(
+        f"{KILLS} kills, {len(written)} files, {again} of them tried again, {len(late)} held after five kills; "
+        f"how many kills met a file that was {dict(met)}"
+    )
+    check_storage(sandbox.objects(), written, in_order=False)
+    if in_order:
+        names = [record.filename for record in sandbox.objects() if record.filename not in late]
+        assert names == sorted(names)
     for key, statuses in puts(sandbox).items():
         assert statuses.count(200) == 1, (key, statuses)
         assert len(statuses) <= 1 + allowed[key], f"{key} was tried {len(statuses)} times after {allowed[key]} kills"

@@ -10,7 +10,7 @@ from typing import Any
 from pmwatch import __version__
 from pmwatch.delivery.gates import Gate, Gates
 from pmwatch.errors import PmwatchError
-from pmwatch.explain import as_dict, why
+from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person, why
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.watch import Watcher
 from pmwatch.ledger import Ledger
@@ -77,6 +77,8 @@ class Answers:
                 for target, error in self._unresolved().items()
             ],
             "slowed": dict(self._slowed()),
+            "blockers": [blocker_as_dict(blocker) for blocker in self._ledger.blockers()],
+            "needs_a_person": needing_a_person(self._ledger),
             "deliveries": [as_dict(delivery) for delivery in self._ledger.list(limit=50)],
         }
 

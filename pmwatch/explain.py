@@ -11,7 +11,7 @@ from pmwatch.formats import check
 from pmwatch.intake.evidence import marked, no_writer, renamed_into_place
 from pmwatch.intake.rules import Rules
 from pmwatch.intake.settle import TURN, Candidate
-from pmwatch.ledger import Ledger
+from pmwatch.ledger import Blocker, Ledger
 from pmwatch.model import (
     CompleteWhen,
     Delivery,
@@ -228,6 +228,27 @@ def freeing(delivery: Delivery) -> str:
             "it up; each lets the others go."
         )
     return f"It is tried again by itself; pmwatch discard {delivery.id} gives it up and lets the others go."
+
+
+def blocker_as_dict(blocker: Blocker) -> dict[str, Any]:
+    """Return a delivery behind which others wait for JSON: how many wait, since when, and what a person can do."""
+    one = blocker.delivery
+    return {
+        "id": one.id,
+        "folder": one.folder,
+        "path": one.display_path,
+        "state": str(one.state),
+        "reason": one.reason,
+        "detail": one.detail,
+        "waiting": sum(blocker.waiting.values()),
+        "since": one.first_failed_at or one.finished_at,
+        "hint": freeing(one),
+    }
+
+
+def needing_a_person(ledger: Ledger) -> list[dict[str, Any]]:
+    """Return the newest failed and held deliveries for JSON: they may be far behind what came since."""
+    return [as_dict(delivery) for delivery in ledger.list(states=(State.FAILED, State.HELD), limit=20)]
 
 
 def as_dict(delivery: Delivery) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pmwatch.cli.common import (
     print_json,
     settings_of,
 )
-from pmwatch.explain import as_dict
+from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person
 from pmwatch.model import State, format_duration, format_size
 
 _SHOWN_STATES = ("queued", "uploading", "uploaded", "done", "held", "failed", "vanished")
@@ -44,6 +44,8 @@ def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, jso
                 ],
                 "gates": [],
                 "destinations": [],
+                "blockers": [blocker_as_dict(blocker) for blocker in ledger.blockers()],
+                "needs_a_person": needing_a_person(ledger),
                 "deliveries": [as_dict(delivery) for delivery in ledger.list(limit=20)],
             }
     if json:
@@ -75,12 +77,21 @@ def _show(found: dict[str, Any]) -> None:
         out.print(f"tenant {tenant} was asked to slow down: {uploads} uploads at a time for now")
     for problem in found["destinations"]:
         out.print(f"{problem['target']}: {problem['message']}\n  {problem['hint']}")
-    _show_deliveries(found["deliveries"][:20])
+    for one in found.get("blockers", []):  # a daemon of before does not say it
+        why = ", ".join(part for part in (one["state"], one["reason"], one["detail"]) if part)
+        since = format_duration(time.time() - one["since"])
+        out.print(f"{one['waiting']} wait behind {one['path']} of folder {one['folder']} since {since} ({why})")
+        out.print(f"  {one['hint']}")
+    held = found.get("needs_a_person", [])
+    _show_deliveries(held, "these need a person; pmwatch why FILE tells what can be done")
+    known = {one["id"] for one in held}
+    _show_deliveries([one for one in found["deliveries"] if one["id"] not in known][:20], "the latest files")
 
 
-def _show_deliveries(deliveries: list[dict[str, Any]]) -> None:
+def _show_deliveries(deliveries: list[dict[str, Any]], heading: str) -> None:
     if not deliveries:
         return
+    console().print(f"{heading}:")
     table = Table("id", "folder", Column("file", overflow="fold"), "size", "state", "why", "age")
     now = time.time()
     for delivery in deliveries:

@@ -1,6 +1,7 @@
 """The ASGI app. It knows nothing of the service but the callables it is given, and changes nothing."""
 
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -88,6 +89,7 @@ def _page() -> jinja2.Template:
     )
     environment.filters["size"] = format_size
     environment.filters["duration"] = format_duration
+    environment.filters["age"] = lambda at: format_duration(time.time() - at)
     return environment.get_template("status.html")
 
 

@@ -21,6 +21,7 @@ from support.services import free_port
 pytestmark = pytest.mark.service("podman")
 
 SCALE = int(os.environ.get("PMWATCH_TEST_SCALE", "1"))
+PREPARE, BUILD_AND_RUN, LOOK, BY_DIGEST = blocks("README.md", "A container")
 UID = 10001
 OTHER_UID = 10002
 LOCKED_DOWN = ("--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges")
@@ -30,7 +31,8 @@ LOCKED_DOWN = ("--read-only", "--cap-drop", "all", "--security-opt", "no-new-pri
 def containers() -> Iterator[Containers]:
     short = TemporaryDirectory(prefix="pmw-", dir="/tmp", ignore_cleanup_errors=True)  # podman takes 50 characters
     with short as directory, Containers(Path(directory)) as made:
-        made.build()
+        _pull, ask, build = BY_DIGEST.split("\n", 2)  # what it pulls is here already
+        made.build(build.replace("sha256:DIGEST", made.shell(ask).strip().rpartition("@")[2]))
         yield made
 
 
@@ -59,11 +61,16 @@ class Installed:
         return (f"-v={self.etc}:/etc/pmwatch:ro", f"-v={self.drop}:/srv/drop")
 
     def answers(self, path: str) -> bool:
-        try:
-            with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except URLError:
-            return False
+        return answers(self.port, path)
+
+
+def answers(port: int, path: str) -> bool:
+    """Ask a daemon on the network of this machine."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except URLError:
+        return False
 
 
 @pytest.fixture
@@ -86,7 +93,8 @@ def test_the_image_is_small_says_what_it_is_and_keeps_the_health_check(container
 
 @pytest.mark.skipif(SCALE == 1, reason="a second build takes half a minute; PMWATCH_TEST_SCALE=2 runs it")
 def test_the_same_source_gives_the_same_layers(containers: Containers) -> None:
-    containers.build("localhost/pmwatch:again", "--no-cache")
+    plain = BUILD_AND_RUN.splitlines()[0].replace("pmwatch:0.1.0", "pmwatch:again")
+    containers.build(plain, "--no-cache", "--timestamp", "0")
     assert containers.inspect("localhost/pmwatch:again")["RootFS"] == containers.inspect()["RootFS"]
 
 
@@ -112,11 +120,47 @@ def test_it_gets_ready_uploads_is_well_and_stops(
     assert not containers.health(name)
 
 
+def test_the_page_leads_from_nothing_to_an_upload(
+    containers: Containers, tmp_path: Path, sandbox: SandboxServer
+) -> None:
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    tenant, port = sandbox.tenants[0], free_port()
+    (containers.directory / "orders.csv").write_text("case,activity\n1,paid\n")
+
+    def on_the_host(block: str) -> str:
+        """Name directories of the test where the page means the host's own, and not what the container sees."""
+        inside = ("path =", "api_key_file", "podman exec")
+        lines = [line if line.startswith(inside) else _moved(line, tmp_path) for line in block.splitlines()]
+        return "\n".join(lines)
+
+    at_home = f'[api]\nbase_url = "{sandbox.base_url}"\n[defaults]\nsettle = "300ms"\nEND'
+    prepare = PREPARE.replace("YOUR-TENANT-ID", tenant["id"]).replace("Order to cash/Orders", table_id(sandbox))
+    prepare = prepare.replace("9108", str(port)).replace('"archive"\nEND', f'"archive"\n{at_home}')
+    containers.shell(f"printf '%s\\n' {tenant['api_key']} | (\n{on_the_host(prepare)}\n)")
+    run = BUILD_AND_RUN[BUILD_AND_RUN.index("podman run") :].replace("-p 127.0.0.1:9108:9108", " ".join(RUN))
+    containers.adopt("pmwatch")
+    containers.shell(on_the_host(run).replace("pmwatch-state:", "by-the-page:"))
+    containers.wait_for("ready", lambda: answers(port, "/readyz"), name="pmwatch")
+    said = containers.shell(on_the_host(LOOK))
+    assert "error" not in said, said
+    containers.wait_for("the upload", lambda: bool(stored(sandbox)), name="pmwatch")
+    archive = tmp_path / "drop" / "orders" / ".pmwatch" / "archive"
+    containers.wait_for("the archive", lambda: [*archive.rglob("orders.csv")] != [], name="pmwatch")
+    containers.shell("podman stop pmwatch && podman rm pmwatch")
+
+
+def _moved(line: str, to: Path) -> str:
+    line = re.sub(r"(?<!:)/etc/pmwatch", f"{to}/etc", line)
+    return re.sub(r"(?<!:)/srv/drop", f"{to}/drop", line)
+
+
 def test_an_upgrade_and_the_way_back_by_the_page(
     containers: Containers, installed: Installed, sandbox: SandboxServer
 ) -> None:
-    [run] = [block for block in blocks("README.md", "A container") if "podman run" in block]
-    run = run[run.index("podman run") :].replace(" -p 127.0.0.1:9108:9108", f" {' '.join(RUN)}")  # no bridge here
+    run = BUILD_AND_RUN[BUILD_AND_RUN.index("podman run") :].replace(
+        " -p 127.0.0.1:9108:9108", f" {' '.join(RUN)}"
+    )  # no bridge here
     run = run.replace("/etc/pmwatch:/etc", f"{installed.etc}:/etc").replace("/srv/drop:", f"{installed.drop}:")
     run = run.replace("pmwatch-state:", "upgraded:").replace("pmwatch:0.1.0", IMAGE)
     containers.adopt("pmwatch")

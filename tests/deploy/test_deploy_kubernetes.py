@@ -1,7 +1,9 @@
 """The kustomize base, built by the real tool and read as the API server would get it."""
 
+import base64
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from support.apiserver import ApiServer
+from support.pages import blocks
 from support.services import require_tool
 
 BASE = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes" / "base"
@@ -245,6 +249,39 @@ def test_an_export_job_whose_result_tells_uploads_in_its_main_container() -> Non
 def test_the_labels_of_the_network_policy_are_on_the_job_s_pods(overlay: str) -> None:
     template = built(overlay)["CronJob/pmwatch-export"]["spec"]["jobTemplate"]["spec"]["template"]
     assert OWN_LABEL.items() <= template["metadata"]["labels"].items()
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_leads_to_an_overlay_and_its_commands_make_all_that_the_pod_asks_for(tmp_path: Path) -> None:
+    require_tool("kubectl", "the Kubernetes release (Debian's kubernetes-client is too old)")
+    make, apply = blocks("README.md", "Kubernetes")[:2]
+    *lines, doctor = apply.splitlines()
+    assert doctor.endswith("-- pmwatch doctor")  # which needs a cluster; the same command is tried in the container
+    shutil.copytree(BASE.parent, tmp_path / "deploy" / "kubernetes")
+    (tmp_path / "acme.key").write_text("the key")
+    with ApiServer() as cluster:
+        cluster.write_kubeconfig(tmp_path / "kubeconfig")
+        words = ["bash", "-euo", "pipefail", "-c", "\n".join([make, *lines])]
+        environment = {**os.environ, "KUBECONFIG": str(tmp_path / "kubeconfig"), "HOME": str(tmp_path)}
+        done = subprocess.run(
+            words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120, env=environment
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "successfully rolled out" in done.stdout
+    made = {(kind, name): one for (space, kind, name), one in cluster.objects.items() if space == "exports"}
+    pod = made["Deployment", "pmwatch"]["spec"]["template"]["spec"]
+    assert [one["image"] for one in pod["containers"]] == ["registry.example.com/pmwatch:0.1.0"]
+    volumes = {one["name"]: one for one in pod["volumes"]}
+    key = made["Secret", volumes["keys"]["secret"]["secretName"]]["data"]["acme"]
+    assert base64.b64decode(key) == b"the key"
+    assert (
+        made["ConfigMap", volumes["config"]["configMap"]["name"]]["data"]["config.toml"]
+        == (BASE / "config.toml").read_text()
+    )
+    for name in ("drop", "state"):
+        assert ("PersistentVolumeClaim", volumes[name]["persistentVolumeClaim"]["claimName"]) in made
 
 
 # ---- components -----------------------------------------------------------------------------------------------------

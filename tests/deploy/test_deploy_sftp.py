@@ -116,6 +116,21 @@ def test_links_lead_nowhere(machine: Booted) -> None:
     assert "symbolic link" in told.stdout, told
 
 
+def test_sftp_goes_by_the_line_of_the_page_and_after_a_break_with_reput(machine: Booted) -> None:
+    [line] = [one for one in blocks("sftp/README.md", "Whole files only") if "| sftp" in one]
+    line = (
+        line.replace("sftp -b", f"sftp {SSH} -b")
+        .replace("sftp.example.com", "127.0.0.1")
+        .replace("orders.csv", "s.csv")
+    )
+    for content, given in (("first", line), ("second", line.replace("'put ", "'reput "))):
+        make = f"cd /root/work && printf 'id\n{content}\n' > s.csv"
+        if given != line:
+            make += " && head -c 5 s.csv > /srv/sftp/acme/in/s.csv.part && chown acme /srv/sftp/acme/in/s.csv.part"
+        machine.run("sh", "-euc", f"{make} && {given}", check=True)
+        machine.wait_for("the upload", lambda: arrived(machine).get("s.csv") == sha256(machine, "/root/work/s.csv"))
+
+
 def test_lftp_goes_by_the_line_of_the_page(machine: Booted) -> None:
     [line] = [one for one in blocks("sftp/README.md", "Whole files only") if one.startswith("lftp")]
     connect = f'set sftp:connect-program "ssh -a -x {SSH.replace("-P", "-p")}"'

@@ -167,6 +167,32 @@ def test_status_why_audit_and_doctor_answer_while_it_runs_and_after(
     assert json.loads(audit.stdout)[0]["named"] == ["b.csv"]
 
 
+def test_status_and_page_name_the_file_that_others_wait_behind_and_what_frees_them(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path
+) -> None:
+    daemon.folders = folder_toml("orders", drop, datatable=table_id(sandbox), min_size='"1KiB"', on_failure='"block"')
+    daemon.start()
+    (drop / "first.csv").write_text("id\n1\n")
+    wait_for("it is held", lambda: [str(one.state) for one in daemon.deliveries()] == ["held"])
+    (drop / "second.csv").write_text("id\n" + "2\n" * 1000)
+    wait_for("the second waits", lambda: len(daemon.deliveries()) == 2)
+    page = daemon.get("/")
+    assert '<td class="path">first.csv<td>orders<td class="n">1\n<td>held' in page
+    assert "pmwatch discard 1 gives it up" in page
+    assert (
+        page.index("Needs a person")
+        < page.index("too_small", page.index("Needs a person"))
+        < page.index("Latest files")
+    )
+    for running in (True, False):
+        told = daemon.command("status").stdout
+        assert "1 wait behind first.csv of folder orders since" in told
+        assert "pmwatch discard 1 gives it up" in told
+        assert told.index("these need a person") < told.index(" too_small ") < told.index("the latest files")
+        if running:
+            assert daemon.stop() == 0
+
+
 def test_a_wrong_configuration_exits_78_with_every_problem_and_no_traceback(daemon: Daemon, drop: Path) -> None:
     daemon.write_config()
     daemon.config.write_text(

@@ -1,4 +1,4 @@
-"""Images built and run by buildah and podman as root, in a storage of their own, without any registry.
+"""Images built and run by podman as root, in a storage of their own, without any registry.
 
 The base image is this machine's Debian: the packages around its Python, as they are installed here.
 """
@@ -13,7 +13,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -24,8 +24,8 @@ from support.booted import version_of
 from support.services import require_tool
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-BASE: Final = "localhost/debian-python:here"
-IMAGE: Final = "localhost/pmwatch:test"
+BASE: Final = "docker.io/library/python:3.12-slim"  # what the Containerfile begins with, so that nothing is pulled
+IMAGE: Final = "localhost/pmwatch:0.1.0"
 _PACKAGES: Final = ("python3", "python3-venv", "python3-pip-whl", "coreutils", "dash", "base-files", "base-passwd")
 _NEEDLESS: Final = ("/usr/share/doc", "/usr/share/man", "/usr/share/locale")
 RUN: Final = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=30000:30000", "--network", "host")
@@ -38,23 +38,22 @@ class Containers:
     """Builds the Containerfile and runs what comes of it."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._started: list[str] = []
 
     def __enter__(self) -> Self:
-        require_tool("buildah", "the Debian package buildah")
         require_tool("podman", "the Debian package podman")
         require_tool("runc", "the Debian package runc")
         if os.geteuid() != 0:
             pytest.skip("only root can build and run images here")
         if version_of("/usr/bin/python3") != f"{sys.version_info.major}.{sys.version_info.minor}":
             pytest.skip("/usr/bin/python3 is not the version that runs the tests, for which it gets packages")
-        self._directory.mkdir(exist_ok=True)
-        _run("mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", str(self._directory))
+        self.directory.mkdir(exist_ok=True)
+        _run("mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", str(self.directory))
         try:
             with self._fetch_packages() as packages:
                 self._import_base()
-                assert packages.wait(300) == 0, (self._directory / "pip.log").read_text()
+                assert packages.wait(300) == 0, (self.directory / "pip.log").read_text()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -66,49 +65,54 @@ class Containers:
         for name in self._started:
             self._podman("rm", "-f", "-t", "0", "-v", name)
         self._await_helpers()
-        subprocess.run(["umount", str(self._directory / "storage/overlay")], check=False, capture_output=True)
-        subprocess.run(["umount", "-l", str(self._directory)], check=False, capture_output=True)
+        subprocess.run(["umount", str(self.directory / "storage/overlay")], check=False, capture_output=True)
+        subprocess.run(["umount", "-l", str(self.directory)], check=False, capture_output=True)
 
     def _await_helpers(self) -> None:
         """Wait for the processes that clean up after a container: they would set up the storage anew, below."""
         deadline = time.monotonic() + _WAIT_SECONDS
-        while any(os.fsencode(self._directory) in line for line in _command_lines()) and time.monotonic() < deadline:
+        while any(os.fsencode(self.directory) in line for line in _command_lines()) and time.monotonic() < deadline:
             time.sleep(0.1)
 
     # ---- building
 
     def _import_base(self) -> None:
-        archive = self._directory / "base.tar"
+        archive = self.directory / "base.tar"
         with tarfile.open(archive, "w") as tar:
             for source, name in _base_files():
                 tar.add(source, name, recursive=False)
             for name in ("passwd", "group"):
                 tar.add(f"/usr/share/base-passwd/{name}.master", f"etc/{name}")
             _add_link(tar, "usr/bin/python", "python3")
-            _add_pip(tar, self._directory / "pip")
+            _add_pip(tar, self.directory / "pip")
         self._podman("import", str(archive), BASE, check=True)
         archive.unlink()
 
     def _fetch_packages(self) -> "subprocess.Popen[bytes]":
         """Fetch what the image is made of, with the hashes that the image asks for, meanwhile."""
         words = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes"]
-        words += ["--only-binary", ":all:", "-d", str(self._directory / "packages")]
+        words += ["--only-binary", ":all:", "-d", str(self.directory / "packages")]
         for name in ("requirements", "build"):
             words += ["-r", str(ROOT / f"deploy/{name}.lock")]
-        with (self._directory / "pip.log").open("wb") as log:
+        with (self.directory / "pip.log").open("wb") as log:
             return subprocess.Popen(words, stdout=log, stderr=log)
 
-    def build(self, tag: str = IMAGE, *options: str) -> str:
-        """Build the Containerfile as its head says, and return the image's id."""
-        pip = self._directory / "pip.conf"
+    def build(self, commands: str, *options: str) -> str:
+        """Give commands of a page that build an image, in this tree; return what they wrote.
+
+        What they name of other hosts is here already: the base in the storage, and the packages beside it, which the
+        environment lets the builder see.
+        """
+        pip, conf = self.directory / "pip.conf", self.directory / "containers.conf"
         pip.write_text("[global]\nno-index = true\nfind-links = /packages\n")
-        words = ["buildah", *self._storage(), "bud", "-q", "--isolation", "chroot", "--format", "docker"]
-        words += ["--timestamp", "0", "--build-arg", f"BASE={BASE}", "--pull-never"]
-        words += ["-v", f"{self._directory}/packages:/packages:ro", "-v", f"{pip}:/etc/pip.conf:ro"]
-        words += ["-f", "deploy/container/Containerfile", "-t", tag, *options, str(ROOT)]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.split()[-1]
+        conf.write_text(
+            f'[containers]\nvolumes = ["{self.directory}/packages:/packages:ro", "{pip}:/etc/pip.conf:ro"]\n'
+        )
+        environment = {"CONTAINERS_CONF": str(conf), "BUILDAH_ISOLATION": "chroot"}  # no namespaces of its own here
+        environment["BUILDAH_LAYERS"] = "false"  # a layer for each step would only take time
+        return self.shell(
+            commands.replace("podman build", shlex.join(["podman", "build", *options])), ROOT, environment
+        )
 
     # ---- running
 
@@ -154,17 +158,16 @@ class Containers:
         assert isinstance(found, dict)
         return found
 
-    def shell(self, commands: str) -> str:
+    def shell(self, commands: str, directory: Path | None = None, more: Mapping[str, str] | None = None) -> str:
         """Give commands of a page, which say `podman`, in a shell; return what they wrote. They must succeed."""
-        bin_ = self._directory / "bin"
+        bin_ = self.directory / "bin"
         bin_.mkdir(exist_ok=True)
         (bin_ / "podman").write_text(f'#!/bin/sh\nexec {shutil.which("podman")} {shlex.join(self._engine())} "$@"\n')
         (bin_ / "podman").chmod(0o755)
-        environment = {**_ENVIRONMENT, "PATH": f"{bin_}:{os.environ['PATH']}"}
+        environment = {**_ENVIRONMENT, "PATH": f"{bin_}:{os.environ['PATH']}", **(more or {})}
         words = ["bash", "-euo", "pipefail", "-c", commands]
-        done = subprocess.run(
-            words, cwd=self._directory, capture_output=True, text=True, check=False, timeout=120, env=environment
-        )
+        cwd = directory or self.directory
+        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False, timeout=300, env=environment)
         assert done.returncode == 0, (commands, done.stdout, done.stderr)
         return done.stdout + done.stderr
 
@@ -178,7 +181,7 @@ class Containers:
         return [*self._storage(), "--runtime", "runc", "--cgroup-manager=cgroupfs", "--events-backend=file"]
 
     def _storage(self) -> list[str]:
-        base = self._directory
+        base = self.directory
         return ["--root", f"{base}/storage", "--runroot", f"{base}/run", "--storage-driver", "overlay"]
 
 

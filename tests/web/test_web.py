@@ -1,5 +1,7 @@
 """The web layer by itself: what it refuses, escapes and promises."""
 
+import time
+
 import httpx
 import pytest
 
@@ -17,6 +19,7 @@ STATUS = {
             "problem": "gone",
             "hint": "mount it",
             "settling": 1,
+            "never_settling": [{"path": "<u>slow.csv", "seconds": 7200.0, "waits_for": "its marker"}],
             "states": dict.fromkeys(("queued", "uploading", "uploaded", "done", "held", "failed", "vanished"), 2),
         }
     ],
@@ -24,8 +27,16 @@ STATUS = {
     "slowed": {"globex": 3},
     "destinations": [{"target": "acme/y", "message": "unknown", "hint": "nearest: x"}],
     "deliveries": [
-        {"path": "<img src=x>", "folder": "f", "size": 5, "state": "failed", "outcome": "", "reason": "r",
-         "detail": "d", "attempts": 1, "row_count": None}
+        {"id": 3, "path": "<img src=x>", "folder": "f", "size": 5, "state": "failed", "outcome": "", "reason": "r",
+         "detail": "d", "attempts": 1, "row_count": None, "settled_at": time.time() - 3660}
+    ],
+    "needs_a_person": [
+        {"id": 8, "path": "<em>of last week.csv", "folder": "f", "size": 5, "state": "held", "outcome": "",
+         "reason": "torn", "detail": "d", "attempts": 1, "row_count": None, "settled_at": time.time() - 700_000}
+    ],
+    "blockers": [
+        {"id": 7, "path": "<b>first.csv", "folder": "f", "state": "queued", "reason": "rejected", "detail": "400",
+         "waiting": 12, "since": time.time() - 7260, "hint": "pmwatch discard 7"}
     ],
 }  # fmt: skip
 
@@ -57,7 +68,7 @@ def run(path: str, *, host: str = "localhost:9108", wrong: tuple[str, ...] = ())
 def test_the_page_escapes_everything_that_comes_from_outside() -> None:
     page = run("/")
     assert page.status_code == 200
-    for text in ("<script>", "<img", "<b>fine", "<i>"):
+    for text in ("<script>", "<img", "<b>fine", "<i>", "<u>", "<b>first", "<em>of"):
         assert text not in page.text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page.text
     assert "new key" in page.text
@@ -68,6 +79,16 @@ def test_the_page_escapes_everything_that_comes_from_outside() -> None:
 def test_the_page_tells_who_is_slowed_down() -> None:
     page = run("/").text
     assert "<tr><td>globex<td>It was asked to slow down (429 or 503).<td>3 uploads at a time for now" in page
+
+
+def test_the_page_tells_what_others_wait_behind_what_never_settles_and_how_old_files_are() -> None:
+    page = run("/").text
+    assert (
+        'first.csv<td>f<td class="n">12\n<td>queued rejected <span class="dim">400</span><br>pmwatch discard 7' in page
+    )
+    assert 'slow.csv<td>&lt;script&gt;alert(1)&lt;/script&gt;<td>its marker<td class="n">2h' in page
+    assert '<td class="n">1h 1m' in page
+    assert page.index("Needs a person") < page.index("of last week.csv") < page.index("Latest files")
 
 
 @pytest.mark.parametrize("path", ["/", "/api/v1/status", "/api/v1/why?path=/a"])

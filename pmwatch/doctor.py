@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pmwatch.errors import FolderDown, KeyUnavailable, LedgerError, PmwatchError
+from pmwatch.errors import FolderDown, KeyRejected, KeyUnavailable, LedgerError, PmwatchError
 from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
 from pmwatch.intake.evidence import Answer, no_writer
 from pmwatch.intake.rules import Rules
@@ -121,8 +121,10 @@ def check_tenant(tenant: Tenant, *, keys: KeyRing, http: Http, base_url: str) ->
         found = Client(keys.key(tenant.name), base_url=base_url, http=http, retries=False).tenant(tenant.id)
     except KeyUnavailable as error:
         return Finding(Level.ERROR, what, error.sentence, error.hint)
+    except KeyRejected as error:
+        return Finding(Level.ERROR, what, error.sentence, f"{error.hint} {keys.renewal_hint(tenant.name)}")
     except PmwatchError as error:
-        return Finding(Level.ERROR, what, error.sentence, error.hint or keys.renewal_hint(tenant.name))
+        return Finding(Level.ERROR, what, error.sentence, error.hint)
     if abs(http.clock_skew_seconds) > _SKEW_SECONDS:
         hint = "Storage refuses signatures more than 15 minutes off; check NTP."
         return Finding(Level.WARNING, what, f"its clock differs by {http.clock_skew_seconds:.0f} s", hint)

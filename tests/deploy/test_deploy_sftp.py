@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,26 @@ def test_a_broken_upload_is_taken_up_again_and_only_the_whole_file_goes(machine:
     assert done.returncode == 0, done.stderr
     machine.wait_for("the upload", lambda: "big.csv" in arrived(machine))
     assert arrived(machine)["big.csv"] == sha256(machine, "/root/work/big.csv")
+
+
+def test_a_file_under_its_final_name_goes_whole_after_the_partner_has_closed_it(machine: Booted) -> None:
+    machine.run("sh", "-c", f"mkdir -p /root/work && {LARGE} > /root/work/place.csv", check=True)
+    size = int(machine.run("stat", "-c", "%s", "/root/work/place.csv", check=True).stdout)
+
+    def written() -> int:
+        told = machine.run("stat", "-c", "%s", "/srv/sftp/acme/in/place.csv").stdout
+        return int(told) if told else 0
+
+    with ThreadPoolExecutor(1) as pool:
+        upload = pool.submit(sftp, machine, "put place.csv", options="-l 16000")  # kbit/s: four seconds, many settles
+        machine.wait_for("a part of it", lambda: 0 < written() < size)
+        while 0 < written() < size:
+            assert "place.csv" not in arrived(machine)
+        assert upload.result().returncode == 0
+    machine.wait_for("the upload", lambda: "place.csv" in arrived(machine))
+    assert arrived(machine)["place.csv"] == sha256(machine, "/root/work/place.csv")
+    told = machine.run("curl", "-s", "http://127.0.0.1:9100/sandbox/objects", check=True).stdout
+    assert told.count('"place.csv"') == 1
 
 
 def test_links_lead_nowhere(machine: Booted) -> None:

@@ -95,13 +95,8 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
 ) -> tuple[str, list[str]]:
     st = look(folder.root, below)
     rules = Rules(folder)
-    if candidate is not None and not candidate.fingerprint.size and folder.guards.empty is Empty.SKIP:
-        return "empty", ["It is empty; it waits for content."]
     if candidate is not None:
-        age = format_duration(now - candidate.seen_at)
-        state = "it is complete" if candidate.waits_for == TURN else "it may still be written"
-        said = [f"Seen {age} ago; {state}.", f"It waits for {candidate.waits_for}."]
-        return "settling", said + _evidence(folder, below, candidate.fingerprint, renamed=candidate.renamed)
+        return _settling(folder, below, candidate, Fingerprint.of(st) if st else candidate.fingerprint, now)
     newest = history[0] if history else None
     unseen = why_unseen(folder.root, below) if st is None and newest is None else ""
     if unseen:
@@ -119,6 +114,20 @@ def _verdict(  # noqa: PLR0911  one return for each verdict
         return "empty", ["It is empty; it waits for content."]
     said = ["It is not in the ledger in its present form; the next look takes it up."]
     return "new", said + _evidence(folder, below, Fingerprint.of(st), renamed=False)
+
+
+def _settling(
+    folder: Folder, below: bytes, candidate: Candidate, seen: Fingerprint, now: float
+) -> tuple[str, list[str]]:
+    """Speak of the file as it is now, which may be more than what pmwatch's last look saw."""
+    if not seen.size and folder.guards.empty is Empty.SKIP:
+        return "empty", ["It is empty; it waits for content."]
+    age = format_duration(now - candidate.seen_at)
+    state = "it is complete" if candidate.waits_for == TURN else "it may still be written"
+    changed = seen != candidate.fingerprint
+    waits = "It has changed since the last look, when it waited for" if changed else "It waits for"
+    said = [f"Seen {age} ago; {state}.", f"{waits} {candidate.waits_for}."]
+    return "settling", said + _evidence(folder, below, seen, renamed=candidate.renamed and not changed)
 
 
 def _evidence(folder: Folder, below: bytes, seen: Fingerprint, *, renamed: bool) -> list[str]:

@@ -97,14 +97,14 @@ def _entries(
     root: bytes, directory: bytes, problem: Problem, enter: Enter
 ) -> Iterator[tuple[bytes, "os.DirEntry[str]"]]:
     """Yield path and entry of what lies in one directory, opened without following a link below the root."""
-    fd = -1
+    fd, prefix = -1, directory + b"/" if directory else b""
     try:
         fd = _open_directory(root, directory)
         st = os.fstat(fd)
         enter(directory, (st.st_dev, st.st_ino))
         with os.scandir(fd) as entries:
             for entry in entries:
-                yield os.path.join(directory, os.fsencode(entry.name)), entry
+                yield prefix + os.fsencode(entry.name), entry
     except OSError as error:  # also in the middle of reading, where a server went away
         if not directory:
             raise _down(root, error) from None

@@ -122,3 +122,23 @@ def test_an_empty_file(make: Callable[..., DiskIntake]) -> None:
     disk.arrive("a.csv", b"")
     disk.turn()
     assert disk.why("a.csv").sentences == ["It is empty; it waits for content."]
+
+
+def test_a_file_that_was_empty_at_the_last_look(make: Callable[..., DiskIntake]) -> None:
+    disk = make()
+    disk.arrive("a.csv", b"")
+    disk.turn()
+    with open(disk.write("a.csv", b"case;activity\n"), "ab"):
+        told = disk.why("a.csv")
+    assert told.verdict == "settling"
+    assert told.sentences[1] == "It has changed since the last look, when it waited for content: it is empty."
+    assert OPEN in told.sentences
+
+
+def test_a_renamed_file_that_was_written_to_afterwards(make: Callable[..., DiskIntake]) -> None:
+    disk = make()
+    with open(disk.arrive("a.csv", renamed=True), "ab") as file:
+        disk.turn()
+        file.write(b"more\n")
+        file.flush()
+        assert NO_RENAME in disk.why("a.csv").sentences

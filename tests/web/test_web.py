@@ -7,38 +7,42 @@ import pytest
 
 from pmwatch.web.app import Questions, create_app
 
-STATUS = {
-    "version": "1",
-    "summary": "<b>fine</b>",
-    "folders": [
-        {
-            "name": "<script>alert(1)</script>",
-            "path": "/srv/<i>",
-            "target": "acme/x",
-            "up": False,
-            "problem": "gone",
-            "hint": "mount it",
-            "settling": 1,
-            "never_settling": [{"path": "<u>slow.csv", "seconds": 7200.0, "waits_for": "its marker"}],
-            "states": dict.fromkeys(("queued", "uploading", "uploaded", "done", "held", "failed", "vanished"), 2),
-        }
-    ],
-    "gates": [{"name": "acme", "open": False, "message": "401", "hint": "new key", "closed_seconds": 61.0}],
-    "slowed": {"globex": 3},
-    "destinations": [{"target": "acme/y", "message": "unknown", "hint": "nearest: x"}],
-    "deliveries": [
-        {"id": 3, "path": "<img src=x>", "folder": "f", "size": 5, "state": "failed", "outcome": "", "reason": "r",
-         "detail": "d", "attempts": 1, "row_count": None, "settled_at": time.time() - 3660}
-    ],
-    "needs_a_person": [
-        {"id": 8, "path": "<em>of last week.csv", "folder": "f", "size": 5, "state": "held", "outcome": "",
-         "reason": "torn", "detail": "d", "attempts": 1, "row_count": None, "settled_at": time.time() - 700_000}
-    ],
-    "blockers": [
-        {"id": 7, "path": "<b>first.csv", "folder": "f", "state": "queued", "reason": "rejected", "detail": "400",
-         "waiting": 12, "since": time.time() - 7260, "hint": "pmwatch discard 7"}
-    ],
-}  # fmt: skip
+
+def status() -> dict[str, object]:
+    """What the page is asked to show, with ages that hold whenever the test runs."""
+    now = time.time()
+    return {
+        "version": "1",
+        "summary": "<b>fine</b>",
+        "folders": [
+            {
+                "name": "<script>alert(1)</script>",
+                "path": "/srv/<i>",
+                "target": "acme/x",
+                "up": False,
+                "problem": "gone",
+                "hint": "mount it",
+                "settling": 1,
+                "never_settling": [{"path": "<u>slow.csv", "seconds": 7200.0, "waits_for": "its marker"}],
+                "states": dict.fromkeys(("queued", "uploading", "uploaded", "done", "held", "failed", "vanished"), 2),
+            }
+        ],
+        "gates": [{"name": "acme", "open": False, "message": "401", "hint": "new key", "closed_seconds": 61.0}],
+        "slowed": {"globex": 3},
+        "destinations": [{"target": "acme/y", "message": "unknown", "hint": "nearest: x"}],
+        "deliveries": [
+            {"id": 3, "path": "<img src=x>", "folder": "f", "size": 5, "state": "failed", "outcome": "", "reason": "r",
+             "detail": "d", "attempts": 1, "row_count": None, "settled_at": now - 3660}
+        ],
+        "needs_a_person": [
+            {"id": 8, "path": "<em>of last week.csv", "folder": "f", "size": 5, "state": "held", "outcome": "",
+             "reason": "torn", "detail": "d", "attempts": 1, "row_count": None, "settled_at": now - 700_000}
+        ],
+        "blockers": [
+            {"id": 7, "path": "<b>first.csv", "folder": "f", "state": "queued", "reason": "rejected", "detail": "400",
+             "waiting": 12, "since": now - 7260, "hint": "pmwatch discard 7"}
+        ],
+    }  # fmt: skip
 
 
 def client(*, wrong: tuple[str, ...] = ()) -> httpx.AsyncClient:
@@ -46,7 +50,7 @@ def client(*, wrong: tuple[str, ...] = ()) -> httpx.AsyncClient:
         metrics=lambda: b"pmwatch_build_info 1\n",
         health=lambda: wrong,
         ready=lambda: wrong,
-        status=lambda: STATUS,
+        status=status,
         why=lambda path: {"path": path.decode("utf-8", "backslashreplace")},
         history=lambda asked: {"asked": dict(asked)},
     )

@@ -54,9 +54,10 @@ class Answers:
         for (_, state), n in self._ledger.counts().items():
             counts[state] += n
         closed = [gate.name for gate in self._gates.all() if not gate.is_open]
+        number = len(self._intakes())
         text = (
-            f"watching {len(self._intakes())} folders; {counts['queued']} queued, {counts['uploading']} uploading, "
-            f"{counts['done']} done, {counts['held']} held, {counts['failed']} failed"
+            f"watching {number} folder{'s' if number != 1 else ''}; {counts['queued']} queued, "
+            f"{counts['uploading']} uploading, {counts['done']} done, {counts['held']} held, {counts['failed']} failed"
         )
         return text + (f"; waiting for {', '.join(closed)}" if closed else "")
 

@@ -111,7 +111,7 @@ _HELP: Final = {
     "bpmn_xml": "The BPMN 2.0 file, or - for standard input.",
     "filename": "The name of the file to upload.",
     "size": "Its size in bytes.",
-    "mtime_ms": "Its time of change, in milliseconds since 1970.",
+    "mtime_ms": "Its time of change, in milliseconds since 1970; now where it is not given.",
     "valid_seconds": "How long the URL shall be valid, in seconds.",
 }
 

@@ -479,16 +479,16 @@ class Client:
         *,
         dataset_id: str = "",
         filename: str = "",
-        size: int = 0,
-        mtime_ms: int = 0,
+        size: int | None = None,
+        mtime_ms: int | None = None,
         valid_seconds: int | None = None,
     ) -> str:
         """Return a URL for one PUT (`getPresignedUploadUrl`), a bearer secret. Only `filename` makes the file known.
 
-        `dataset_id` is looked up for that where it is not given. Without `filename` it is the older form of the call:
-        ValueError where `dataset_id`, `size` or `mtime_ms` is given. `size` is in bytes, `mtime_ms` in milliseconds
-        since the epoch; `valid_seconds` is the service's choice where it is None. Raises ServerFault where the answer
-        holds no URL.
+        It needs the file's `size` in bytes then; `dataset_id` is looked up where it is not given, and `mtime_ms`
+        (milliseconds since the epoch) is now where it is None. Without `filename` it is the older form of the call.
+        `valid_seconds` is the service's choice where it is None. Raises ValueError for a `filename` without `size`, and
+        for what describes a file without `filename`, ServerFault where the answer holds no URL.
 
         >>> url = client.presigned_upload_url(tenant_id, datatable_id, filename="orders.csv", size=1234)
         >>> "X-Amz-Signature=" in url
@@ -496,10 +496,12 @@ class Client:
         """
         query: dict[str, str] = {}
         if filename:
+            if size is None:
+                raise ValueError("`filename` needs `size` beside it, the bytes of the file")
             dataset_id = dataset_id or self._dataset_of(tenant_id, datatable_id)
             query = {"datasetid": dataset_id, "filename": filename, "filesize": str(size)}
-            query["filelastmodified"] = str(mtime_ms)
-        elif dataset_id or size or mtime_ms:
+            query["filelastmodified"] = str(int(time.time() * 1000) if mtime_ms is None else mtime_ms)
+        elif dataset_id or size is not None or mtime_ms is not None:
             raise ValueError("`dataset_id`, `size` and `mtime_ms` say nothing without a file: name it with `filename`")
         if valid_seconds is not None:
             query["validforseconds"] = str(valid_seconds)

@@ -78,7 +78,7 @@ def uploading(machine: Booted) -> int:
 
 def test_it_is_ready_uploads_with_the_credential_and_archives(running: Booted) -> None:
     assert (running.show("pmwatch", "ActiveState"), running.show("pmwatch", "SubState")) == ("active", "running")
-    assert "watching 1 folders" in running.show("pmwatch", "StatusText")
+    assert "watching 1 folder;" in running.show("pmwatch", "StatusText")
     running.write("/srv/drop/orders/first.csv", "id\n1\n", mode=0o664)
     running.wait_for("the upload", lambda: "first.csv" in arrived(running))
     running.wait_for(

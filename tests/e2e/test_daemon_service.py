@@ -22,7 +22,7 @@ def daemon(tmp_path: Path, sandbox: SandboxServer, drop: Path) -> Iterator[Daemo
 
 def test_ready_comes_with_the_watch_armed_and_health_and_metrics_answer(daemon: Daemon, drop: Path) -> None:
     daemon.start()
-    assert any("STATUS=watching 1 folders" in text for text in daemon.notifications)
+    assert any("STATUS=watching 1 folder;" in text for text in daemon.notifications)
     assert daemon.get("/healthz") == "ok\n"
     assert daemon.get("/readyz", headers={"Host": "anything.example"}) == "ok\n"
     assert daemon.metric("pmwatch_watch_up", folder="orders") == 1

@@ -254,11 +254,11 @@ def test_a_url_for_a_named_file_finds_the_dataset_by_itself(world: World) -> Non
     tables = [answer(200, b'{"id": "d", "datatables": [{"id": "dt-%d"}]}' % number) for number in (1, 2)]
     url = answer(200, b'{"PreSignedUploadUrl": "https://s3.amazonaws.com/x"}')
     with ScriptedServer(says_nothing, datasets, *tables, url) as server, Client("k", base_url=server.url) as client:
-        client.presigned_upload_url("t", "dt-2", filename="a.csv")
+        client.presigned_upload_url("t", "dt-2", filename="a.csv", size=3)
         assert "datasetid=d2&" in server.requests[-1].target
         server.script(says_nothing, answer(200, b"[]"))
         with pytest.raises(DestinationUnknown, match="no dataset of the tenant has"):
-            client.presigned_upload_url("t", "dt-2", filename="a.csv")
+            client.presigned_upload_url("t", "dt-2", filename="a.csv", size=3)
 
 
 def test_what_was_changed_is_what_is_read_again(world: World) -> None:
@@ -337,6 +337,8 @@ def test_an_older_form_of_asking_for_a_url_works_as_well(world: World) -> None:
     for of_a_file in ({"size": 7}, {"mtime_ms": 1}, {"dataset_id": "d"}):
         with pytest.raises(ValueError, match="name it with `filename`"):
             world.client.presigned_upload_url(world.tenant, table, **of_a_file)
+    with pytest.raises(ValueError, match="`filename` needs `size`"):
+        world.client.presigned_upload_url(world.tenant, table, filename="a.csv")
     url = world.client.presigned_upload_url(world.tenant, table)
     assert httpx.put(url, content=b"case,activity\n").status_code == 200
 

@@ -12,7 +12,15 @@ from sqlalchemy import Column, Connection, Select, and_, delete, func, insert, s
 
 from pmwatch.errors import LedgerError
 from pmwatch.ledger.base import Base
-from pmwatch.ledger.moves import add_count, delivery_of, fingerprint_values, move_each, next_seq, target_values
+from pmwatch.ledger.moves import (
+    add_count,
+    delivery_of,
+    fingerprint_values,
+    move_each,
+    next_arrival,
+    next_seq,
+    target_values,
+)
 from pmwatch.ledger.schema import actions, deliveries
 from pmwatch.ledger.statements import CURRENT, FRESH_VALUES, INSERT, TARGET
 from pmwatch.ledger.values import Action
@@ -183,7 +191,8 @@ def _record(c: Connection, found: Found) -> bool:
     values |= {"attempts": 0, "previous_id": 0, "expected_sha256": "", "detail": found.detail, "reason": found.reason}
     values |= {"seen_at": found.at, "settled_at": found.at, "finished_at": found.at, "sha256": found.sha256}
     if found.sha256:
-        values |= {"state": State.DONE, "outcome": Outcome.UPLOADED, "uploaded_at": found.at}
+        place = next_arrival(c, values["tenant_id"], values["datatable_id"])
+        values |= {"state": State.DONE, "outcome": Outcome.UPLOADED, "uploaded_at": found.at, "arrival": place}
     else:
         values |= {"state": State.FAILED}
     c.execute(INSERT, values)

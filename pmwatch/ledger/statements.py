@@ -38,6 +38,7 @@ FRESH_VALUES: Final[dict[str, Any]] = {
     "kept": 1,
     "location": b"",
     "row_count": None,
+    "arrival": 0,
     "released": 0,
     "blocks": 0,
     "resent": 0,
@@ -142,10 +143,11 @@ UNRESOLVED: Final = (
 )
 _OF_TABLE: Final = and_(_d.tenant_id == bindparam("of_tenant"), _d.datatable_id == bindparam("of_table"))
 _UPLOADED_TO: Final = select(_d.id, _d.sha256).where(_OF_TABLE, _d.outcome == Outcome.UPLOADED).limit(1)
-LATEST: Final = _UPLOADED_TO.order_by(_d.uploaded_at.desc(), _d.seq.desc())
+LAST_ARRIVAL: Final = select(func.max(_d.arrival)).where(_OF_TABLE)
+LATEST: Final = _UPLOADED_TO.order_by(_d.arrival.desc())
 # "+ 0" keeps SQLite from walking ix_latest for the order, past every upload: ix_content leads to the few equal ones.
 LATEST_EQUAL: Final = _UPLOADED_TO.where(_d.size == bindparam("of_size"), _d.sha256 == bindparam("hash")).order_by(
-    (_d.uploaded_at + 0).desc(), _d.seq.desc()
+    (_d.arrival + 0).desc()
 )
 _equal = deliveries.alias("equal")
 RESERVE: Final = (
@@ -188,12 +190,7 @@ RESERVE_NEW: Final = (
     .where(_d.id == bindparam("of_id"), _d.state == bindparam("of_state"), _d.attempts == bindparam("of_attempt"))
     .values(inflight_sha256=bindparam("hash"), sha256=bindparam("hash"))
 )
-LAST_SIZE: Final = (
-    select(_d.size)
-    .where(_OF_TABLE, _d.outcome == Outcome.UPLOADED)
-    .order_by(_d.uploaded_at.desc(), _d.seq.desc())
-    .limit(1)
-)
+LAST_SIZE: Final = select(_d.size).where(_OF_TABLE, _d.outcome == Outcome.UPLOADED).order_by(_d.arrival.desc()).limit(1)
 LAST_SEQ: Final = select(func.max(_d.seq))
 IDS_SINCE: Final = select(_d.id).where(_d.seq >= bindparam("of_seq")).order_by(_d.seq)
 PATHS_THERE: Final = select(_d.path).where(

@@ -15,6 +15,7 @@ from pmwatch.ledger.moves import (
     UNORDERED_SUFFIX,
     add_count,
     all_new,
+    arrivals,
     delivery_of,
     destination_values,
     ending,
@@ -278,20 +279,23 @@ class Ledger(People, Care, Questions):
 
     def uploaded(self, arrived: Sequence[Arrived]) -> None:
         """The storage confirmed exactly these bytes. Where the source stays, that is the end."""
-        for dispose in (True, False):
-            values = [
-                (
-                    one.delivery,
-                    {"sha256": one.sha256, "etag": one.etag, "detail": one.detail, "uploaded_at": one.at}
-                    | {"outcome": Outcome.UPLOADED, "reason": ""}
-                    | ending(one.at, dispose=dispose),
-                )
-                for one in arrived
-                if one.dispose is dispose
-            ]
-            if values:
-                to = State.UPLOADED if dispose else State.DONE
-                self._write(lambda c, values=values, to=to: move_all_claimed(c, values, to))  # type: ignore[misc]
+
+        def work(c: Connection) -> None:
+            placed = list(zip(arrived, arrivals(c, arrived), strict=True))
+            for dispose in (True, False):
+                values = [
+                    (
+                        one.delivery,
+                        {"sha256": one.sha256, "etag": one.etag, "detail": one.detail, "uploaded_at": one.at}
+                        | {"outcome": Outcome.UPLOADED, "reason": "", "arrival": place}
+                        | ending(one.at, dispose=dispose),
+                    )
+                    for one, place in placed
+                    if one.dispose is dispose
+                ]
+                move_all_claimed(c, values, State.UPLOADED if dispose else State.DONE)
+
+        self._write(work)
 
     def duplicate(self, delivery: Delivery, *, sha256: str, of: int, now: float, dispose: bool) -> None:
         """The content had gone before: nothing is sent, and the source is disposed of like an uploaded one."""

@@ -71,9 +71,7 @@ deliveries: Final = Table(
     Column("resent", Integer, nullable=False),  # the action by which a person asked for this repetition, else 0
     Column("process", Text, nullable=False),  # whose BPMN model it is, else empty; its id is in datatable_id
     Column("row_count", BigInteger),  # the datatable's rows after this upload, where the API told
-    Column(
-        "arrival", BigInteger, nullable=False
-    ),  # its place among the uploads to its datatable, else 0
+    Column("arrival", BigInteger, nullable=False),  # its place among the uploads to its datatable, else 0
 )
 
 actions: Final = Table(

@@ -130,10 +130,16 @@ CURRENT: Final = select(deliveries).where(
     _d.folder == bindparam("of_folder"), _d.path == bindparam("of_path"), _d.current == 1
 )
 NEXT_DUE: Final = select(func.min(_d.not_before)).where(
-    _d.state.in_((State.QUEUED, State.UPLOADED)), _d.not_before > bindparam("now")
+    _d.state.in_((State.QUEUED, State.UPLOADED, State.FAILED)), _d.not_before > bindparam("now")
 )
 NEXT_DISPOSAL: Final = (
     select(deliveries).where(_d.state == State.UPLOADED, _d.not_before <= bindparam("now")).order_by(_d.seq).limit(1)
+)
+NEXT_QUARANTINE: Final = (
+    select(deliveries)
+    .where(_d.state == State.FAILED, _d.not_before > 0, _d.not_before <= bindparam("now"))
+    .order_by(_d.not_before)
+    .limit(1)
 )
 # An unresolved row has no id at all; asking for both columns lets ix_content find it among many that wait.
 UNRESOLVED: Final = (

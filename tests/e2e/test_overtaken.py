@@ -1,7 +1,6 @@
 """A person frees a file that newer ones have overtaken: only with open eyes."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,13 @@ from support.ledgers import TARGET as WANTED
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
+def daemon(tmp_path: Path) -> Daemon:
     (tmp_path / "drop").mkdir()
     folders = folder_toml("orders", tmp_path / "drop", tenant=WANTED.tenant, datatable=WANTED.datatable)
     made = Daemon(tmp_path, base_url="http://127.0.0.1:9", tenants={"acme": ("tenant-1", "key")}, folders=folders)
     made.state.mkdir(mode=0o700)
     made.write_config()
-    yield made
+    return made
 
 
 @pytest.mark.parametrize("command", ["release", "retry"])

@@ -29,8 +29,10 @@ class Source:
         self.size = os.fstat(fd).st_size
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """Return up to `count` bytes from `offset`; fewer only at the end of the file."""
+        """Return up to `count` bytes from `offset`; fewer only at the end of the file, none from anywhere behind it."""
         self._beat()
+        if offset >= self.size:  # a crafted one may be more than the system call takes
+            return b""
         try:
             return os.pread(self._fd, count, offset)
         except OSError as error:

@@ -196,3 +196,12 @@ def test_a_second_sigterm_does_not_wait_and_gives_the_file_back(
     daemon.start()
     daemon.wait_done(1)
     assert set(stored(sandbox)) == {"a.csv"}
+
+
+def test_a_full_disk_under_the_log_ends_nothing(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    daemon.log = Path("/dev/full")
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    wait_for("a.csv is done", lambda: [one for one in daemon.deliveries() if one.state == "done"])
+    assert daemon.stop() == 0
+    assert stored(sandbox) == {"a.csv": b"a,b\n1,1\n"}

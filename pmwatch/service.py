@@ -239,7 +239,11 @@ class Service:
         return RetryPolicy(delivery.retry_first, longest or delivery.retry_max, delivery.give_up_after)
 
     def _apply(self, settings: Settings) -> None:
-        """Take over tenants and keys, and point waiting deliveries to where the configuration says."""
+        """Take over tenants and keys, and point waiting deliveries to where the configuration says.
+
+        Raises LedgerError, and then nothing has changed.
+        """
+        self.ledger.configure({folder.name: _target_of(folder) for folder in settings.folders})
         self._settings = settings
         self.keys = KeyRing(settings.tenants, on_key=register_secret)
         self._folders = {folder.name: folder for folder in settings.folders}
@@ -255,10 +259,8 @@ class Service:
         self.pace.bandwidth = Bandwidth.parse(settings.delivery.bandwidth, settings.delivery.bandwidth_timetable)
         self.rows.after_seconds = settings.delivery.ask_rows_after
         self._unchecked = {folder.target for folder in settings.folders if not folder.levels}
-        self.ledger.adopt(self._folders)
         for folder in settings.folders:
             self.metrics.start_folder(folder.name)
-            self.ledger.retarget(folder.name, _target_of(folder))
         self.uploader = Uploader(
             ledger=self.ledger,
             remote=self._remote,
@@ -460,7 +462,7 @@ class Service:
     # ---- reload -----------------------------------------------------------------------------------------------
 
     def _reload_settings(self) -> None:
-        """Read the configuration again: a bad one is refused and the old one stays."""
+        """Read the configuration again: one that is bad, or that the ledger cannot take, is refused."""
         if self._reload is None:
             return
         try:
@@ -468,15 +470,16 @@ class Service:
         except ConfigError as error:
             self._log.error("reload refused", problems=error.problems, hint="The old configuration stays in force.")
             return
-        fixed = [name for name in ("http", "api", "log") if getattr(settings, name) != getattr(self._settings, name)]
-        if settings.state.dir != self._settings.state.dir:
-            fixed.append("state.dir")
-        if settings.delivery.max_parallel != self._settings.delivery.max_parallel:
-            fixed.append("delivery.max_parallel")
+        fixed = self._fixed(settings)
+        before = dict(self._folders)
+        try:
+            self._apply(settings)
+        except LedgerError as error:
+            hint = f"The old configuration stays in force; reload once more later. {error.hint}"
+            self._log.error("reload refused", error=error.message, hint=hint)
+            return
         if fixed:
             self._log.warning("restart needed", sections=fixed, why="these take effect only at start")
-        before = dict(self._folders)
-        self._apply(settings)
         changed = [name for name, folder in before.items() if self._folders.get(name) != folder]
         for name in changed:
             self._stop_intake(name)
@@ -487,6 +490,15 @@ class Service:
             self.gates.try_now(tenant.name)
         self._wake_all()
         self._log.info("reloaded", folders=len(self._folders), restarted=changed)
+
+    def _fixed(self, settings: Settings) -> list[str]:
+        """Return which of the changed settings take effect only at start."""
+        fixed = [name for name in ("http", "api", "log") if getattr(settings, name) != getattr(self._settings, name)]
+        if settings.state.dir != self._settings.state.dir:
+            fixed.append("state.dir")
+        if settings.delivery.max_parallel != self._settings.delivery.max_parallel:
+            fixed.append("delivery.max_parallel")
+        return fixed
 
     # ---- threads ----------------------------------------------------------------------------------------------
 

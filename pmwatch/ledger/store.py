@@ -1,6 +1,6 @@
 """The transitions of a delivery, each a compare-and-set."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any, Final
@@ -57,6 +57,9 @@ from pmwatch.model import BY_HAND, Dedup, Delivery, Destination, Fingerprint, Or
 _FOLDER_REMOVED: Final = "folder_removed"
 _d: Final = deliveries.c
 
+Mapper = Callable[[bytes], tuple[Target, Order] | None]
+"""Says where a path goes, and in what order; None for what does not go."""
+
 MAX_RECOVERIES: Final = 5
 """A delivery that was under way when the process died this many times is held for a person."""
 
@@ -101,47 +104,27 @@ class Ledger(People, Care, Questions):
 
         return self._write(work)
 
-    def retarget(self, folder: str, target_of: Callable[[bytes], tuple[Target, Order] | None]) -> int:
+    def configure(self, folders: Mapping[str, Mapper]) -> None:
+        """Take over a configuration whole or, where that raises LedgerError, not at all: `adopt` and `retarget`."""
+
+        def work(c: Connection) -> None:
+            _adopt(c, tuple(folders))
+            for folder, mapper in folders.items():
+                _retarget(c, folder, mapper)
+
+        self._write(work)
+
+    def retarget(self, folder: str, target_of: Mapper) -> int:
         """Point waiting deliveries of `folder` to where the configuration says now; return how many changed.
 
         Also forgets resolved names, so that they are asked for again.
         """
-
-        def work(c: Connection) -> int:
-            changed = 0
-            columns = (_d.id, _d.path, *(_d[name] for name in TARGET), _d.lane)
-            rows = c.execute(select(*columns).where(_d.folder == folder, _d.state == State.QUEUED)).all()
-            for row in rows:
-                found = target_of(row.path)
-                if found is None:
-                    continue
-                values = target_values(c, *found)
-                if any(getattr(row, key) != values[key] for key in (*TARGET, "lane")):
-                    if any(getattr(row, key) != values[key] for key in TARGET):
-                        values["presigned_url"] = ""  # else it may still tell whether the bytes arrived
-                    c.execute(update(deliveries).where(_d.id == row.id).values(**values))
-                    changed += 1
-            return changed
-
-        return self._write(work)
+        return self._write(lambda c: _retarget(c, folder, target_of))
 
     def adopt(self, folders: Iterable[str]) -> None:
         """Hold what waits for folders that are no longer configured; release it where they are back."""
         known = tuple(folders)
-
-        def work(c: Connection) -> None:
-            gone = select(_d.id, _d.folder).where(_d.state == State.QUEUED, _d.folder.not_in(known))
-            detail = "its folder is no longer in the configuration"
-            for row in c.execute(gone).all():
-                values = {"reason": _FOLDER_REMOVED, "detail": detail, "presigned_url": ""}
-                move_one(c, row.id, row.folder, State.QUEUED, State.HELD, values)
-            back = select(_d.id, _d.folder).where(
-                _d.state == State.HELD, _d.reason == _FOLDER_REMOVED, _d.folder.in_(known)
-            )
-            for row in c.execute(back).all():
-                move_one(c, row.id, row.folder, State.HELD, State.QUEUED, {"reason": "", "detail": ""})
-
-        self._write(work)
+        self._write(lambda c: _adopt(c, known))
 
     def forget_destinations(self) -> None:
         """Forget which ids names stood for, so that they are resolved anew."""
@@ -439,3 +422,31 @@ class Ledger(People, Care, Questions):
                 ensure_lane(c, new, order)
 
         self._write(work)
+
+
+def _retarget(c: Connection, folder: str, target_of: Mapper) -> int:
+    changed = 0
+    columns = (_d.id, _d.path, *(_d[name] for name in TARGET), _d.lane)
+    rows = c.execute(select(*columns).where(_d.folder == folder, _d.state == State.QUEUED)).all()
+    for row in rows:
+        found = target_of(row.path)
+        if found is None:
+            continue
+        values = target_values(c, *found)
+        if any(getattr(row, key) != values[key] for key in (*TARGET, "lane")):
+            if any(getattr(row, key) != values[key] for key in TARGET):
+                values["presigned_url"] = ""  # else it may still tell whether the bytes arrived
+            c.execute(update(deliveries).where(_d.id == row.id).values(**values))
+            changed += 1
+    return changed
+
+
+def _adopt(c: Connection, known: Sequence[str]) -> None:
+    gone = select(_d.id, _d.folder).where(_d.state == State.QUEUED, _d.folder.not_in(known))
+    detail = "its folder is no longer in the configuration"
+    for row in c.execute(gone).all():
+        values = {"reason": _FOLDER_REMOVED, "detail": detail, "presigned_url": ""}
+        move_one(c, row.id, row.folder, State.QUEUED, State.HELD, values)
+    back = select(_d.id, _d.folder).where(_d.state == State.HELD, _d.reason == _FOLDER_REMOVED, _d.folder.in_(known))
+    for row in c.execute(back).all():
+        move_one(c, row.id, row.folder, State.HELD, State.QUEUED, {"reason": "", "detail": ""})

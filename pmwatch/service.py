@@ -207,7 +207,7 @@ class Service:
         if 0 < self.ledger.version_found < LEDGER_VERSION:
             self._log.info("ledger upgraded", from_version=self.ledger.version_found, to_version=LEDGER_VERSION)
         recovered = self.ledger.recover()
-        self.ledger.drop_left_by_hand()
+        self._tidy()
         self.ledger.forget_destinations()
         if recovered:
             self._log.warning("recovered", deliveries=recovered, why="the process before this one ended in the middle")
@@ -652,13 +652,18 @@ class Service:
         said: dict[int, float] = {}
         while not self._no_more_claims.wait(_BLOCKED_CHECK_SECONDS):
             try:
-                self.ledger.drop_left_by_hand()
+                self._tidy()
                 said = self._say_what_is_blocked(said, now=time.time())
                 if time.monotonic() >= next_clearing:
                     next_clearing = time.monotonic() + _CARE_SECONDS
                     self._clear(now=time.time())
             except LedgerError as error:
                 self._ledger_trouble(error, thread="care")
+
+    def _tidy(self) -> None:
+        self.ledger.drop_left_by_hand()
+        if brought := self.ledger.bring_near(now=time.time(), longest=self._settings.delivery.retry_max):
+            self._log.warning("waits cut short", deliveries=brought, why="the clock was set back")
 
     def _say_what_is_blocked(self, said: dict[int, float], *, now: float) -> dict[int, float]:
         """Log each file behind which others wait for long, once a day; return which were told of, and when."""

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,19 @@ def test_a_full_disk_under_the_log_ends_nothing(daemon: Daemon, sandbox: Sandbox
     wait_for("a.csv is done", lambda: [one for one in daemon.deliveries() if one.state == "done"])
     assert daemon.stop() == 0
     assert stored(sandbox) == {"a.csv": b"a,b\n1,1\n"}
+
+
+def test_what_waited_when_the_clock_was_set_back_by_a_day_goes_at_once(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path
+) -> None:
+    sandbox.faults.add(Fault(method="PUT", when="after", close=True, times=1000))
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_event("upload will be tried again")
+    assert daemon.stop() == 0
+    sandbox.faults.clear()
+    with closing(sqlite3.connect(daemon.state / "ledger.db")) as ledger, ledger:
+        ledger.execute("UPDATE deliveries SET not_before = not_before + 86400")
+    daemon.start()
+    daemon.wait_done(1)
+    assert daemon.events("waits cut short")[0]["deliveries"] == 1

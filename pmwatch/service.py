@@ -215,7 +215,9 @@ class Service:
         timeouts = Timeouts(settings.api.connect_timeout, settings.api.timeout, settings.api.stall_timeout)
         self.http = _http(settings, timeouts)
         self.watcher = Watcher()
-        self.gates = Gates(self._policy(longest=60.0), now=time.time, changed=self._reporter.gate_changed)
+        self.gates = Gates(
+            self._policy(longest=60.0), now=time.time, monotonic=time.monotonic, changed=self._reporter.gate_changed
+        )
         self.limits = Limits(changed=self._reporter.share_changed)
         self.pace = Pace()
         self.rows = RowCounts(ledger=self.ledger, gates=self.gates, limits=self.limits)
@@ -248,8 +250,7 @@ class Service:
         self.keys = KeyRing(settings.tenants, on_key=register_secret)
         self._folders = {folder.name: folder for folder in settings.folders}
         self._remote = self._remote_factory(settings, self.http, self.keys)
-        for tenant in settings.tenants:
-            self.gates.add(tenant.name)
+        self._keep_gates()
         self.limits.most = Most(
             parallel=settings.delivery.max_parallel,
             for_tenant=settings.delivery.max_parallel_per_tenant,
@@ -572,8 +573,9 @@ class Service:
     def _seconds_to_next(self) -> float:
         """Return how long an idle uploader may sleep: until a retry or a gate is due, at most a second."""
         now = time.time()
-        due = [self.ledger.next_due(now=now), self.gates.next_opening()]
-        return min([1.0, *(max(0.01, at - now) for at in due if at is not None)])
+        due = self.ledger.next_due(now=now)
+        waits = [1.0, self.gates.seconds_to_opening(), None if due is None else due - now]
+        return min(max(0.01, wait) for wait in waits if wait is not None)
 
     def _resolve_names(self) -> None:
         next_try = 0.0
@@ -651,6 +653,7 @@ class Service:
         next_clearing = time.monotonic() + _CARE_SECONDS
         said: dict[int, float] = {}
         while not self._no_more_claims.wait(_BLOCKED_CHECK_SECONDS):
+            self._keep_gates()
             try:
                 self._tidy()
                 said = self._say_what_is_blocked(said, now=time.time())
@@ -659,6 +662,9 @@ class Service:
                     self._clear(now=time.time())
             except LedgerError as error:
                 self._ledger_trouble(error, thread="care")
+
+    def _keep_gates(self) -> None:
+        self.gates.keep({tenant.name for tenant in self._settings.tenants})
 
     def _tidy(self) -> None:
         self.ledger.drop_left_by_hand()

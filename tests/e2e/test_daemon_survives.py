@@ -223,3 +223,26 @@ def test_what_waited_when_the_clock_was_set_back_by_a_day_goes_at_once(
     daemon.start()
     daemon.wait_done(1)
     assert daemon.events("waits cut short")[0]["deliveries"] == 1
+
+
+def test_the_gate_of_a_tenant_that_a_reload_removes_goes_with_it(tmp_path: Path) -> None:
+    seeds = [TenantSeed("one", {"Sales": ("Orders",)}), TenantSeed("two", {"Sales": ("Orders",)})]
+    drops = {name: tmp_path / f"drop-{name}" for name in ("one", "two")}
+    with SandboxServer(tmp_path / "sandbox", tenants=seeds) as sandbox:
+        folders = {}
+        for name, path in drops.items():
+            path.mkdir()
+            folders[name] = folder_toml(name, path, tenant=name, datatable="Sales/Orders")
+        with Daemon.for_sandbox(tmp_path, sandbox, "".join(folders.values())) as daemon:
+            (tmp_path / "key-two").write_text("a-key-that-was-revoked")
+            daemon.start()
+            (drops["two"] / "a.csv").write_bytes(b"a,b\n1,1\n")
+            daemon.wait_event("gate closed")
+            assert daemon.metric("pmwatch_gate_open", gate="two") == 0
+            del daemon.tenants["two"]
+            daemon.folders = folders["one"]
+            daemon.write_config()
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_event("reloaded")
+            assert daemon.metric("pmwatch_gate_open", gate="one") == 1
+            assert daemon.metric("pmwatch_gate_open", gate="two") is None

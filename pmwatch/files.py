@@ -39,12 +39,27 @@ def open_regular(root: bytes, path: bytes) -> int:
     """
     with parent_directory(root, path) as (directory, name):
         fd = _open(name, _FILE, directory, path)
-    kind = file_kind(os.fstat(fd).st_mode)
-    if kind:
+    try:
+        _require_regular(fd, path)
+        os.set_blocking(fd, True)
+    except SourceUnreadable:
         os.close(fd)
-        raise SourceUnreadable(f"{display(path)} is a {kind}, not a regular file")
-    os.set_blocking(fd, True)
+        raise
     return fd
+
+
+def _require_regular(fd: int, path: bytes) -> None:
+    kind = file_kind(stat_of(fd).st_mode)
+    if kind:
+        raise SourceUnreadable(f"{display(path)} is a {kind}, not a regular file")
+
+
+def stat_of(fd: int) -> os.stat_result:
+    """Return what an open file is. Raises SourceUnreadable, as where a file server removed it (ESTALE)."""
+    try:
+        return os.fstat(fd)
+    except OSError as error:
+        raise SourceUnreadable(f"reading failed: {error.strerror}", hint="Check the disk or mount.") from None
 
 
 def look(root: bytes, path: bytes) -> os.stat_result | None:

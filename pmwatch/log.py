@@ -1,9 +1,12 @@
 """Logging: structlog to standard error, JSON when it is not a terminal, secrets redacted at one choke point."""
 
+import io
 import logging
 import re
 import sys
+import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final, TextIO
 
 import structlog
@@ -57,7 +60,7 @@ def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 
 def configure(*, level: str = "info", style: str = "auto", stream: TextIO | None = None) -> None:
     """Set up logging for the process. `style` is `auto`, `json` or `text`; auto means text on a terminal."""
-    output = stream or sys.stderr
+    output = _unbuffered(stream or sys.stderr)
     as_json = style == "json" or (style == "auto" and not output.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -74,10 +77,34 @@ def configure(*, level: str = "info", style: str = "auto", stream: TextIO | None
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(output),
+        logger_factory=lambda *_: _Lines(output),
         cache_logger_on_first_use=False,
     )
     _route_standard_logging(level)
+
+
+def _unbuffered(stream: TextIO) -> TextIO:
+    """Return a stream to the same file that keeps nothing back: what a full disk refused would be tried at exit."""
+    try:
+        raw = io.FileIO(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError):
+        return stream
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
+
+
+class _Lines:
+    """Writes lines. One that cannot be written is dropped: a full disk under the log is no reason to send no files."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def msg(self, line: str) -> None:
+        with self._lock, suppress(OSError, ValueError):
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = msg
 
 
 def _route_standard_logging(level: str) -> None:

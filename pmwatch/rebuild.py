@@ -12,18 +12,20 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from pmwatch.audit import files_of
 from pmwatch.errors import LedgerError
-from pmwatch.files import give_to_owner, is_regular, look, open_regular
+from pmwatch.files import give_to_owner, is_regular, look, open_regular, sync_directory
 from pmwatch.intake.rules import Rules
 from pmwatch.ledger import Action, Found, Ledger
 from pmwatch.model import Empty, Fingerprint, Folder, Quarantine, Settled, Target, display
 
 REBUILT: Final = "rebuilt"
 _LEDGER_FILES: Final = ("ledger.db", "ledger.db-wal", "ledger.db-shm")
+_REFUSED: Final = b"No ledger: a rebuild did not come to its end. Run pmwatch ledger rebuild again.\n" * 10
 _CHUNK_BYTES: Final = 1024 * 1024
 _BATCH: Final = 200
 _DAY_SECONDS: Final = 86400
@@ -54,7 +56,8 @@ def rebuild(
 ) -> Rebuilt:
     """Make a new ledger, from a backup where there is one, and put it in place of the old one.
 
-    The caller holds the state directory's lock. Until the new one is whole the old one stays where it is.
+    The caller holds the state directory's lock. Until the new one is whole the old one stays where it is, and should
+    anything end this early, the next start does not begin with an empty one.
     `progress` is told of each file that is read: the folder's name and the path for people. Raises LedgerError.
     """
     building = os.path.join(state_dir, "rebuild")
@@ -73,10 +76,7 @@ def rebuild(
                 result.quarantined += _record(ledger, _quarantined(folder, progress))
                 result.held += _hold(ledger, folder, by.at)
             ledger.note(by)
-        result.set_aside = _set_aside(state_dir, by.at)
-        made = os.path.join(building, _LEDGER_FILES[0])
-        give_to_owner(made, state_dir)
-        os.rename(made, os.path.join(state_dir, _LEDGER_FILES[0]))
+        result.set_aside = _swap(building, state_dir, by.at)
     except OSError as error:
         raise LedgerError(f"{error.filename or state_dir}: {error.strerror}") from None
     finally:
@@ -84,17 +84,48 @@ def rebuild(
     return result
 
 
+def _swap(building: str, state_dir: str, at: float) -> str:
+    """Put the new ledger in place; return what the old one is called now, empty where there was none.
+
+    At each moment there is a ledger: the old one, the new one, or one that no pmwatch starts with. That is needed where
+    the old one left a WAL, which SQLite would take for the new one's.
+    """
+    made, path = (os.path.join(directory, _LEDGER_FILES[0]) for directory in (building, state_dir))
+    give_to_owner(made, state_dir)
+    refused = os.path.join(building, "refused")
+    with open(refused, "wb") as file:
+        file.write(_REFUSED)
+        os.fsync(file.fileno())
+    give_to_owner(refused, state_dir)
+    aside = "" if _is_refused(path) else _set_aside(state_dir, at)
+    rest = [path + suffix for suffix in ("-wal", "-shm") if os.path.lexists(path + suffix)]
+    if rest:
+        os.rename(refused, path)
+        sync_directory(os.fsencode(state_dir))
+        for name in rest:
+            os.unlink(name)
+    os.rename(made, path)
+    sync_directory(os.fsencode(state_dir))
+    return aside
+
+
+def _is_refused(path: str) -> bool:
+    """Tell whether a rebuild that set the old ledger aside did not come to its end."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        return file.read(len(_REFUSED) + 1) == _REFUSED
+    return False
+
+
 def _set_aside(state_dir: str, at: float) -> str:
-    """Rename the old ledger with what belongs to it; return its new name, empty where there was none."""
+    """Give the old ledger a second name, after what belongs to it; return that, empty where there was none."""
     suffix = time.strftime("damaged-%Y%m%dT%H%M%SZ", time.gmtime(at))
     found = ""
-    for name in _LEDGER_FILES:
+    for name in reversed(_LEDGER_FILES):
         old = os.path.join(state_dir, name)
-        new = name.replace("ledger.db", f"ledger.db.{suffix}", 1)
+        found = os.path.join(state_dir, name.replace("ledger.db", f"ledger.db.{suffix}", 1))
         if os.path.lexists(old):
-            os.rename(old, os.path.join(state_dir, new))
-            found = found or os.path.join(state_dir, new)
-    return found
+            os.link(old, found)
+    return found if os.path.lexists(found) else ""
 
 
 def _record(ledger: Ledger, found: Iterator[Found]) -> int:

@@ -207,7 +207,7 @@ class Service:
         if 0 < self.ledger.version_found < LEDGER_VERSION:
             self._log.info("ledger upgraded", from_version=self.ledger.version_found, to_version=LEDGER_VERSION)
         recovered = self.ledger.recover(blocking={folder.name for folder in settings.folders if folder.blocks})
-        self.ledger.drop_left_by_hand()
+        self._tidy()
         self.ledger.forget_destinations()
         if recovered:
             self._log.warning("recovered", deliveries=recovered, why="the process before this one ended in the middle")
@@ -215,7 +215,9 @@ class Service:
         timeouts = Timeouts(settings.api.connect_timeout, settings.api.timeout, settings.api.stall_timeout)
         self.http = _http(settings, timeouts)
         self.watcher = Watcher()
-        self.gates = Gates(self._policy(longest=60.0), now=time.time, changed=self._reporter.gate_changed)
+        self.gates = Gates(
+            self._policy(longest=60.0), now=time.time, monotonic=time.monotonic, changed=self._reporter.gate_changed
+        )
         self.limits = Limits(changed=self._reporter.share_changed)
         self.pace = Pace()
         self.disposals = Disposals()
@@ -240,14 +242,17 @@ class Service:
         return RetryPolicy(delivery.retry_first, longest or delivery.retry_max, delivery.give_up_after)
 
     def _apply(self, settings: Settings) -> None:
-        """Take over tenants and keys, and point waiting deliveries to where the configuration says."""
+        """Take over tenants and keys, and point waiting deliveries to where the configuration says.
+
+        Raises LedgerError, and then nothing has changed.
+        """
+        self.ledger.configure({folder.name: _target_of(folder) for folder in settings.folders})
         self._settings = settings
         self.keys = KeyRing(settings.tenants, on_key=register_secret)
         self._rules = {folder.name: Rules(folder) for folder in settings.folders if folder.levels}
         self._folders = {folder.name: folder for folder in settings.folders}
         self._remote = self._remote_factory(settings, self.http, self.keys)
-        for tenant in settings.tenants:
-            self.gates.add(tenant.name)
+        self._keep_gates()
         self.limits.most = Most(
             parallel=settings.delivery.max_parallel,
             for_tenant=settings.delivery.max_parallel_per_tenant,
@@ -257,10 +262,8 @@ class Service:
         self.pace.bandwidth = Bandwidth.parse(settings.delivery.bandwidth, settings.delivery.bandwidth_timetable)
         self.rows.after_seconds = settings.delivery.ask_rows_after
         self._unchecked = {folder.target for folder in settings.folders if not folder.levels}
-        self.ledger.adopt(self._folders)
         for folder in settings.folders:
             self.metrics.start_folder(folder.name)
-            self.ledger.retarget(folder.name, _target_of(folder))
         self.uploader = Uploader(
             ledger=self.ledger,
             remote=self._remote,
@@ -464,7 +467,7 @@ class Service:
     # ---- reload -----------------------------------------------------------------------------------------------
 
     def _reload_settings(self) -> None:
-        """Read the configuration again: a bad one is refused and the old one stays."""
+        """Read the configuration again: one that is bad, or that the ledger cannot take, is refused."""
         if self._reload is None:
             return
         try:
@@ -472,15 +475,16 @@ class Service:
         except ConfigError as error:
             self._log.error("reload refused", problems=error.problems, hint="The old configuration stays in force.")
             return
-        fixed = [name for name in ("http", "api", "log") if getattr(settings, name) != getattr(self._settings, name)]
-        if settings.state.dir != self._settings.state.dir:
-            fixed.append("state.dir")
-        if settings.delivery.max_parallel != self._settings.delivery.max_parallel:
-            fixed.append("delivery.max_parallel")
+        fixed = self._fixed(settings)
+        before = dict(self._folders)
+        try:
+            self._apply(settings)
+        except LedgerError as error:
+            hint = f"The old configuration stays in force; reload once more later. {error.hint}"
+            self._log.error("reload refused", error=error.message, hint=hint)
+            return
         if fixed:
             self._log.warning("restart needed", sections=fixed, why="these take effect only at start")
-        before = dict(self._folders)
-        self._apply(settings)
         changed = [name for name, folder in before.items() if self._folders.get(name) != folder]
         for name in changed:
             self._stop_intake(name)
@@ -491,6 +495,15 @@ class Service:
             self.gates.try_now(tenant.name)
         self._wake_all()
         self._log.info("reloaded", folders=len(self._folders), restarted=changed)
+
+    def _fixed(self, settings: Settings) -> list[str]:
+        """Return which of the changed settings take effect only at start."""
+        fixed = [name for name in ("http", "api", "log") if getattr(settings, name) != getattr(self._settings, name)]
+        if settings.state.dir != self._settings.state.dir:
+            fixed.append("state.dir")
+        if settings.delivery.max_parallel != self._settings.delivery.max_parallel:
+            fixed.append("delivery.max_parallel")
+        return fixed
 
     # ---- threads ----------------------------------------------------------------------------------------------
 
@@ -564,8 +577,9 @@ class Service:
     def _seconds_to_next(self) -> float:
         """Return how long an idle uploader may sleep: until a retry or a gate is due, at most a second."""
         now = time.time()
-        due = [self.ledger.next_due(now=now), self.gates.next_opening()]
-        return min([1.0, *(max(0.01, at - now) for at in due if at is not None)])
+        due = self.ledger.next_due(now=now)
+        waits = [1.0, self.gates.seconds_to_opening(), None if due is None else due - now]
+        return min(max(0.01, wait) for wait in waits if wait is not None)
 
     def _resolve_names(self) -> None:
         next_try = 0.0
@@ -643,14 +657,23 @@ class Service:
         next_clearing = time.monotonic() + _CARE_SECONDS
         said: dict[int, float] = {}
         while not self._no_more_claims.wait(_BLOCKED_CHECK_SECONDS):
+            self._keep_gates()
             try:
-                self.ledger.drop_left_by_hand()
+                self._tidy()
                 said = self._say_what_is_blocked(said, now=time.time())
                 if time.monotonic() >= next_clearing:
                     next_clearing = time.monotonic() + _CARE_SECONDS
                     self._clear(now=time.time())
             except LedgerError as error:
                 self._ledger_trouble(error, thread="care")
+
+    def _keep_gates(self) -> None:
+        self.gates.keep({tenant.name for tenant in self._settings.tenants})
+
+    def _tidy(self) -> None:
+        self.ledger.drop_left_by_hand()
+        if brought := self.ledger.bring_near(now=time.time(), longest=self._settings.delivery.retry_max):
+            self._log.warning("waits cut short", deliveries=brought, why="the clock was set back")
 
     def _say_what_is_blocked(self, said: dict[int, float], *, now: float) -> dict[int, float]:
         """Log each file behind which others wait for long, once a day; return which were told of, and when."""

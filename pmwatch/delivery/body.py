@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 from pmwatch.errors import SourceChanged, SourceUnreadable
 from pmwatch.failpoints import reached
-from pmwatch.files import open_regular
+from pmwatch.files import open_regular, stat_of
 from pmwatch.model import Fingerprint
 
 CHUNK_BYTES: Final = 1024 * 1024
@@ -29,7 +29,11 @@ class Source:
 
     def __init__(self, root: bytes, path: bytes) -> None:
         self._fd = open_regular(root, path)
-        opened = os.fstat(self._fd)
+        try:
+            opened = stat_of(self._fd)
+        except SourceUnreadable:
+            os.close(self._fd)
+            raise
         self.fingerprint = Fingerprint.of(opened)
         self._links = opened.st_nlink
         self.sha256 = ""
@@ -74,11 +78,11 @@ class Source:
         return self.sha256
 
     def verify(self) -> None:
-        """Raise SourceChanged unless the opened file still is what it was when it was opened.
+        """Raise SourceChanged unless the opened file still is what it was when it was opened, or SourceUnreadable.
 
         Its name may have been replaced or linked meanwhile, which changes its ctime but not its bytes.
         """
-        now = os.fstat(self._fd)
+        now = stat_of(self._fd)
         same_ctime = now.st_ctime_ns == self.fingerprint.ctime_ns or now.st_nlink != self._links
         if not (same_ctime and Fingerprint.of(now).same_content_as(self.fingerprint)):
             raise SourceChanged("the file changed while it was read")

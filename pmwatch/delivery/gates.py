@@ -6,19 +6,23 @@ after a restart every gate is open, and the first delivery finds out.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Final
 
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.errors import PmwatchError
 
+_UNUSED_SECONDS: Final = 900.0
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One gate as it stands. Times are epoch seconds; `closed_at` 0.0 means open."""
+    """One gate as it stands. `closed_at` is in epoch seconds, for people, and 0.0 means open; the rest is monotonic."""
 
     name: str
     closed_at: float = 0.0
+    closed_since: float = 0.0
     opens_at: float = 0.0
     probing: bool = False
     reason: str = ""
@@ -39,41 +43,59 @@ class Gates:
         policy: RetryPolicy,
         *,
         now: Callable[[], float],
+        monotonic: Callable[[], float],
         changed: Callable[[Gate], None] = lambda _: None,
     ) -> None:
         self._policy = policy
         self._now = now
+        self._monotonic = monotonic
         self._changed = changed
         self._gates: dict[str, Gate] = {}
+        self._tenants: frozenset[str] = frozenset()
         self._hosts: dict[str, str] = {}  # the storage host that a tenant's URLs last pointed to
+        self._used_at: dict[str, float] = {}  # when (monotonic) somebody last came to a gate
         self._probers: dict[str, int] = {}  # the thread that probes
         self._lock = threading.Lock()
 
-    def add(self, name: str) -> None:
-        """Show a gate from the start, open."""
+    def keep(self, tenants: Collection[str]) -> None:
+        """Show these tenants' gates from the start, open; drop those of other tenants, and of hosts that none uses."""
         with self._lock:
-            self._gates.setdefault(name, Gate(name))
-
-    @property
-    def all_open(self) -> bool:
-        """Tell whether deliveries flow through every gate."""
-        return all(gate.is_open for gate in self.all())
+            gone, self._tenants = self._tenants.difference(tenants), frozenset(tenants)
+            self._hosts = {tenant: host for tenant, host in self._hosts.items() if tenant in tenants}
+            used = {*tenants, *self._hosts.values()}
+            since = self._monotonic() - _UNUSED_SECONDS
+            for name in [one for one in self._gates if one not in used]:
+                if name in gone or self._used_at.get(name, since) <= since:
+                    del self._gates[name]
+                    self._used_at.pop(name, None)
+            for name in tenants:
+                self._gates.setdefault(name, Gate(name))
 
     def shut_for(self, tenants: list[str]) -> list[str]:
         """Return the tenants of whom nothing may be claimed now, for their own gate or their storage's."""
         with self._lock:
             return [tenant for tenant in tenants if any(not self._passable(name) for name in self._path(tenant))]
 
+    def to_probe(self, tenants: list[str]) -> list[str]:
+        """Return the tenants of whom one delivery may be claimed, to probe a gate that is closed."""
+        with self._lock:
+            passable = [tenant for tenant in tenants if all(self._passable(name) for name in self._path(tenant))]
+            return [tenant for tenant in passable if any(not self._is_open(name) for name in self._path(tenant))]
+
     def _path(self, tenant: str) -> list[str]:
         return [tenant, self._hosts[tenant]] if tenant in self._hosts else [tenant]
 
+    def _is_open(self, name: str) -> bool:
+        return name not in self._gates or self._gates[name].is_open
+
     def _passable(self, name: str) -> bool:
         gate = self._gates.get(name)
-        return gate is None or gate.is_open or (not gate.probing and self._now() >= gate.opens_at)
+        return gate is None or gate.is_open or (not gate.probing and self._monotonic() >= gate.opens_at)
 
     def enter(self, name: str) -> bool:
         """Go through, as the probe where the gate is closed and its time has come. False: turn back."""
         with self._lock:
+            self._used_at[name] = self._monotonic()
             if not self._passable(name):
                 return False
             gate = self._gates.setdefault(name, Gate(name))
@@ -109,14 +131,23 @@ class Gates:
 
         Where another thread probes, this is news from somebody who went through before: that probe goes on.
         """
-        now = self._now()
+        now = self._monotonic()
         with self._lock:
             before = self._gates.get(name, Gate(name))
-            closed_at = before.closed_at or now
-            wait = retry_after or self._policy.wait(now - closed_at)  # "Retry-After: 0" must not become a busy loop
-            probing = self._probed_by_another(name)
-            gate = Gate(name, closed_at, now + wait, probing, error.reason, error.message, error.hint)
+            since = now if before.is_open else before.closed_since
+            wait = retry_after or self._policy.wait(now - since)  # "Retry-After: 0" must not become a busy loop
+            gate = Gate(
+                name,
+                closed_at=before.closed_at or self._now(),
+                closed_since=since,
+                opens_at=now + wait,
+                probing=self._probed_by_another(name),
+                reason=error.reason,
+                message=error.message,
+                hint=error.hint,
+            )
             self._gates[name] = gate
+            self._used_at[name] = now
         if before.is_open or before.reason != gate.reason:
             self._changed(gate)
 
@@ -124,14 +155,18 @@ class Gates:
         """Let a closed gate be probed at once: the key file changed, or somebody asks."""
         with self._lock:
             if name in self._gates:
-                self._gates[name] = replace(self._gates[name], opens_at=0.0)
+                self._gates[name] = replace(self._gates[name], opens_at=self._monotonic())
 
     def all(self) -> list[Gate]:
         """Return every gate."""
         with self._lock:
             return list(self._gates.values())
 
-    def next_opening(self) -> float | None:
-        """Return when (epoch seconds) the next closed gate may be probed."""
-        waits = [gate.opens_at for gate in self.all() if not gate.is_open and not gate.probing]
-        return min(waits, default=None)
+    def seconds_to_opening(self) -> float | None:
+        """Return in how many seconds the next closed gate may be probed.
+
+        One whose time has come counts no more: nothing waits for it, or somebody would probe it.
+        """
+        now = self._monotonic()
+        waits = [gate.opens_at - now for gate in self.all() if not gate.is_open and not gate.probing]
+        return min((wait for wait in waits if wait > 0), default=None)

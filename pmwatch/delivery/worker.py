@@ -172,18 +172,24 @@ class Uploader:
         if self._disposals.is_time:
             self.dispose_waiting()
         tenants = {target.tenant for folder in self._folders().values() for target in _tenants_of(folder)}
-        shut = self._gates.shut_for(sorted(tenants))
-        at_most = _RUN_FILES if self._gates.all_open else 1  # a probe goes alone
+        shut, to_probe = self._gates.shut_for(sorted(tenants)), self._gates.to_probe(sorted(tenants))
+        rounds = [([*shut, *to_probe], _RUN_FILES)]
+        if to_probe:
+            rounds.insert(0, (sorted(tenants.difference(to_probe)), 1))  # first, and alone
 
         def claim(full_tenants: Sequence[str], full_tables: Sequence[str]) -> list[Delivery]:
-            return self._ledger.claim_run(
-                now=self._now(),
-                without_tenants=(*shut, *full_tenants),
-                full_tables=full_tables,
-                at_most=at_most,
-                small=SMALL_BYTES,
-                share=self._share,
+            runs = (
+                self._ledger.claim_run(
+                    now=self._now(),
+                    without_tenants=(*without, *full_tenants),
+                    full_tables=full_tables,
+                    at_most=at_most,
+                    small=SMALL_BYTES,
+                    share=self._share,
+                )
+                for without, at_most in rounds
             )
+            return next((run for run in runs if run), [])
 
         claimed = self._limits.claim(claim)
         if not claimed:

@@ -20,6 +20,7 @@ _MOST_OF_AN_INDEX: Final = 4 << 20  # unpacked, of a part that only names others
 _MOST_OF_A_PART: Final = 256 << 20
 _MOST_COLUMNS: Final = 16_384  # these two are Excel's own limits
 _LONGEST_TEXT: Final = 32_767
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # OPC allows no other; LZMA takes memory as a file says
 _LOCAL_HEADER: Final = b"PK\x03\x04"
 _CELL: Final = re.compile(r"([A-Z]{1,3})\d+")
 _ZIP_TROUBLE: Final = (
@@ -128,7 +129,7 @@ def _read(
     """Read an XML part until a handler has what it looks for, and no more than `most` bytes of it."""
     document = Document(namespaces=True, started=started, ended=ended, text=text)
     try:
-        with archive.open(path) as part:
+        with _opened(archive, path) as part:
             for piece in _pieces(part, most):
                 document.feed(piece)
             document.finish()
@@ -140,6 +141,12 @@ def _read(
         raise Broken(f"it has no part {shown(path)}, which another one names") from None
     except _ZIP_TROUBLE:
         raise Broken(f"it is damaged: {shown(path)} in it cannot be unpacked") from None
+
+
+def _opened(archive: zipfile.ZipFile, path: str) -> IO[bytes]:
+    if archive.getinfo(path).compress_type not in _METHODS:
+        raise Broken("it is packed as no workbook's part is")
+    return archive.open(path)
 
 
 def _pieces(part: IO[bytes], most: int) -> Iterator[bytes]:

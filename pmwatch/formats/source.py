@@ -26,15 +26,20 @@ class Source:
         self._fd = fd
         self._beat = beat
         self._position = 0
-        self.size = os.fstat(fd).st_size
+        try:
+            self.size = os.fstat(fd).st_size
+        except OSError as error:
+            raise _unreadable(error) from None
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """Return up to `count` bytes from `offset`; fewer only at the end of the file."""
+        """Return up to `count` bytes from `offset`; fewer only at the end of the file, none from anywhere behind it."""
         self._beat()
+        if offset >= self.size:  # a crafted one may be more than the system call takes
+            return b""
         try:
             return os.pread(self._fd, count, offset)
         except OSError as error:
-            raise SourceUnreadable(f"reading failed: {error.strerror}", hint="Check the disk or mount.") from None
+            raise _unreadable(error) from None
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the file from its beginning."""
@@ -102,3 +107,7 @@ class Source:
         data = self.read_at(self._position, count)
         self._position += len(data)
         return data
+
+
+def _unreadable(error: OSError) -> SourceUnreadable:
+    return SourceUnreadable(f"reading failed: {error.strerror}", hint="Check the disk or mount.")

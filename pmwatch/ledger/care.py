@@ -13,6 +13,7 @@ from sqlalchemy import Column, Connection, Select, and_, delete, func, insert, s
 from pmwatch.errors import LedgerError
 from pmwatch.ledger.base import Base
 from pmwatch.ledger.moves import (
+    DISPOSAL_LEASE_SECONDS,
     add_count,
     delivery_of,
     fingerprint_values,
@@ -75,6 +76,14 @@ class Care(Base):
             raise LedgerError(f"{target}: {error.strerror}", hint="Check the directory and its owner.") from None
         except sqlite3.Error as error:
             raise LedgerError(f"the backup failed: {error}", hint="Is there room on the disk?") from None
+
+    def bring_near(self, *, now: float, longest: float) -> int:
+        """Make due what waits for a time more than `longest` seconds ahead: the clock was set back. Return how many."""
+        longest = max(longest, DISPOSAL_LEASE_SECONDS)
+        far = and_(_d.state.in_((State.QUEUED, State.UPLOADED)), _d.not_before > now + longest)
+        if self._read(lambda c: c.execute(select(_d.id).where(far).limit(1)).first()) is None:
+            return 0
+        return self._write(lambda c: c.execute(update(deliveries).where(far).values(not_before=now)).rowcount)
 
     # ---- a rebuilt one ------------------------------------------------------------------------------------
 

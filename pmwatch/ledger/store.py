@@ -1,6 +1,6 @@
 """The transitions of a delivery, each a compare-and-set."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any, Final
@@ -64,6 +64,9 @@ _AT_ONCE: Final = 1.0
 
 _d: Final = deliveries.c
 
+Mapper = Callable[[bytes], tuple[Target, Order] | None]
+"""Says where a path goes, and in what order; None for what does not go."""
+
 MAX_RECOVERIES: Final = 5
 """A delivery that was under way when the process died this many times is held for a person."""
 
@@ -124,29 +127,22 @@ class Ledger(People, Care, Questions):
 
         return self._write(work)
 
-    def retarget(self, folder: str, target_of: Callable[[bytes], tuple[Target, Order] | None]) -> int:
+    def configure(self, folders: Mapping[str, Mapper]) -> None:
+        """Take over a configuration whole or, where that raises LedgerError, not at all: `adopt` and `retarget`."""
+
+        def work(c: Connection) -> None:
+            _adopt(c, tuple(folders))
+            for folder, mapper in folders.items():
+                _retarget(c, folder, mapper)
+
+        self._write(work)
+
+    def retarget(self, folder: str, target_of: Mapper) -> int:
         """Point deliveries of `folder` that may still go to where the configuration says now; return how many changed.
 
         What is under way keeps its target, which `redirect` changes before the next attempt.
         """
-
-        def work(c: Connection) -> int:
-            changed = 0
-            columns = (_d.id, _d.path, *(_d[name] for name in TARGET), _d.lane)
-            rows = c.execute(select(*columns).where(_d.folder == folder, _d.state.in_(_MAY_GO))).all()
-            for row in rows:
-                found = target_of(row.path)
-                if found is None:
-                    continue
-                values = target_values(c, *found)
-                if any(getattr(row, key) != values[key] for key in (*TARGET, "lane")):
-                    if any(getattr(row, key) != values[key] for key in TARGET):
-                        values["presigned_url"] = ""  # else it may still tell whether the bytes arrived
-                    c.execute(update(deliveries).where(_d.id == row.id).values(**values))
-                    changed += 1
-            return changed
-
-        return self._write(work)
+        return self._write(lambda c: _retarget(c, folder, target_of))
 
     def redirect(self, delivery: Delivery, target: Target, order: Order) -> None:
         """Give a claimed delivery back that was not begun, on its way to another target."""
@@ -160,19 +156,7 @@ class Ledger(People, Care, Questions):
     def adopt(self, folders: Iterable[str]) -> None:
         """Hold what waits for folders that are no longer configured; release it where they are back."""
         known = tuple(folders)
-
-        def work(c: Connection) -> None:
-            gone = select(_d.id, _d.folder).where(_d.state == State.QUEUED, _d.folder.not_in(known))
-            for row in c.execute(gone).all():
-                values = {"reason": _FOLDER_REMOVED, "detail": _NO_FOLDER, "presigned_url": ""}
-                move_one(c, row.id, row.folder, State.QUEUED, State.HELD, values)
-            back = select(_d.id, _d.folder).where(
-                _d.state == State.HELD, _d.reason == _FOLDER_REMOVED, _d.folder.in_(known)
-            )
-            for row in c.execute(back).all():
-                move_one(c, row.id, row.folder, State.HELD, State.QUEUED, {"reason": "", "detail": ""})
-
-        self._write(work)
+        self._write(lambda c: _adopt(c, known))
 
     def hold_without_folder(self, delivery: Delivery) -> None:
         """Hold a claimed delivery whose folder a reload has removed, until `adopt` knows it again."""
@@ -529,3 +513,30 @@ class Ledger(People, Care, Questions):
                 ensure_lane(c, new, order)
 
         self._write(work)
+
+
+def _retarget(c: Connection, folder: str, target_of: Mapper) -> int:
+    changed = 0
+    columns = (_d.id, _d.path, *(_d[name] for name in TARGET), _d.lane)
+    rows = c.execute(select(*columns).where(_d.folder == folder, _d.state.in_(_MAY_GO))).all()
+    for row in rows:
+        found = target_of(row.path)
+        if found is None:
+            continue
+        values = target_values(c, *found)
+        if any(getattr(row, key) != values[key] for key in (*TARGET, "lane")):
+            if any(getattr(row, key) != values[key] for key in TARGET):
+                values["presigned_url"] = ""  # else it may still tell whether the bytes arrived
+            c.execute(update(deliveries).where(_d.id == row.id).values(**values))
+            changed += 1
+    return changed
+
+
+def _adopt(c: Connection, known: Sequence[str]) -> None:
+    gone = select(_d.id, _d.folder).where(_d.state == State.QUEUED, _d.folder.not_in(known))
+    for row in c.execute(gone).all():
+        values = {"reason": _FOLDER_REMOVED, "detail": _NO_FOLDER, "presigned_url": ""}
+        move_one(c, row.id, row.folder, State.QUEUED, State.HELD, values)
+    back = select(_d.id, _d.folder).where(_d.state == State.HELD, _d.reason == _FOLDER_REMOVED, _d.folder.in_(known))
+    for row in c.execute(back).all():
+        move_one(c, row.id, row.folder, State.HELD, State.QUEUED, {"reason": "", "detail": ""})

@@ -1,5 +1,6 @@
 """The bytes of an attempt: exactly one version of the file, hashed on the way, in flat memory."""
 
+import errno
 import hashlib
 import os
 import threading
@@ -162,6 +163,29 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     for name in ("none", "none/deeper", "file/below"):
         with pytest.raises(SourceVanished):
             Source(os.fsencode(tmp_path), name.encode())
+
+
+def test_a_file_that_its_server_removed_is_trouble_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS answers ESTALE to whoever has it open; it is played here, for that takes two machines."""
+    path = tmp_path / "orders.csv"
+    path.write_bytes(b"x")
+    real, good, descriptors = os.fstat, [0], len(os.listdir("/proc/self/fd"))
+
+    def fstat(fd: int) -> os.stat_result:
+        good[0] -= 1
+        if good[0] < 0:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fstat)
+        for good[0] in (0, 1):
+            with pytest.raises(SourceUnreadable, match="Stale file handle"):
+                opened(path)
+        good[0] = 2
+        with opened(path) as source, pytest.raises(SourceUnreadable, match="Stale file handle"):
+            source.hash()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_no_descriptor_is_left_over(tmp_path: Path) -> None:

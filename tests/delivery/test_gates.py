@@ -26,7 +26,7 @@ def told() -> list[Gate]:
 
 @pytest.fixture
 def gates(clock: Clock, told: list[Gate]) -> Gates:
-    return Gates(RetryPolicy(first=1.0, longest=60.0), now=clock, changed=told.append)
+    return Gates(RetryPolicy(first=1.0, longest=60.0), now=lambda: 5.0, monotonic=clock, changed=told.append)
 
 
 def gate(gates: Gates, name: str) -> Gate:
@@ -34,25 +34,29 @@ def gate(gates: Gates, name: str) -> Gate:
 
 
 def test_an_open_gate_lets_everybody_through(gates: Gates) -> None:
-    gates.add("acme")
+    gates.keep(["acme"])
     assert all(gates.enter("acme") for _ in range(5))
     assert gates.shut_for(["acme", "never seen"]) == []
-    assert gates.next_opening() is None
+    assert gates.seconds_to_opening() is None
 
 
 def test_a_closed_gate_lets_one_probe_through_when_its_time_has_come(gates: Gates, clock: Clock) -> None:
     gates.failed("acme", Unreachable("gone", hint="look"), retry_after=10)
     assert not gates.enter("acme")
     assert gates.shut_for(["acme"]) == ["acme"]
-    assert gates.next_opening() == clock.at + 10
+    assert gates.seconds_to_opening() == 10
+    assert gates.to_probe(["acme"]) == []
     clock.advance(9.9)
     assert not gates.enter("acme")
     clock.advance(0.1)
     assert gates.shut_for(["acme"]) == []
+    assert gates.to_probe(["acme", "globex"]) == ["acme"]
+    assert gates.seconds_to_opening() is None, "who wants to probe may, and nobody need look for it again and again"
     assert gates.enter("acme")
     assert not gates.enter("acme")
     assert gates.shut_for(["acme"]) == ["acme"]
-    assert gates.next_opening() is None
+    assert gates.to_probe(["acme"]) == []
+    assert gates.seconds_to_opening() is None
 
 
 def test_a_probe_that_succeeds_opens(gates: Gates, clock: Clock, told: list[Gate]) -> None:
@@ -75,7 +79,7 @@ def test_a_probe_that_fails_closes_for_longer(gates: Gates, clock: Clock, told: 
     gates.failed("acme", Unreachable("still gone"))
     closed = gate(gates, "acme")
     assert 6.0 <= closed.opens_at - clock.at <= 60.0
-    assert closed.closed_at == 1_000_000.0
+    assert (closed.closed_at, closed.closed_since) == (5.0, 1_000_000.0)
     assert closed.message == "still gone"
     assert len(told) == 1  # still closed for the same reason: no news
 
@@ -122,6 +126,7 @@ def test_a_closed_storage_shuts_those_who_need_it(gates: Gates, clock: Clock) ->
     assert gates.shut_for(["acme", "globex", "initech"]) == ["acme"]
     clock.advance(5)
     assert gates.shut_for(["acme", "globex"]) == []
+    assert gates.to_probe(["acme", "globex", "initech"]) == ["acme"]
     assert gates.enter("acme")
     assert gates.enter(HOST)
     assert gates.shut_for(["acme"]) == ["acme"]
@@ -133,6 +138,38 @@ def test_somebody_asks_to_try_at_once(gates: Gates) -> None:
     gates.try_now("never seen")
     assert gates.enter("acme")
     assert not gates.enter("acme")
+
+
+def names(gates: Gates) -> list[str]:
+    return [one.name for one in gates.all()]
+
+
+def test_the_gates_of_tenants_that_are_gone_go_with_them(gates: Gates) -> None:
+    gates.keep(["acme", "globex"])
+    gates.failed("globex", KeyRejected("no"), retry_after=3600)
+    gates.keep(["acme"])
+    assert names(gates) == ["acme"]
+    assert gates.seconds_to_opening() is None
+    gates.keep(["acme", "globex"])
+    assert gate(gates, "globex").is_open
+
+
+def test_a_host_to_which_no_url_has_pointed_for_long_is_forgotten(gates: Gates, clock: Clock) -> None:
+    gates.keep(["acme"])
+    gates.points_to("acme", HOST)
+    gates.failed(HOST, ServerFault("500"))
+    clock.advance(86400)
+    gates.keep(["acme"])
+    assert names(gates) == ["acme", HOST], "the tenant's next file goes there"
+    assert gates.enter(HOST)
+    gates.left(HOST)
+    gates.points_to("acme", "new.test")
+    assert gates.enter("new.test")
+    gates.keep(["acme"])
+    assert names(gates) == ["acme", HOST, "new.test"], "URLs that were asked for before may be in use"
+    clock.advance(900)
+    gates.keep(["acme"])
+    assert names(gates) == ["acme", "new.test"]
 
 
 def test_only_one_of_many_threads_probes(gates: Gates, clock: Clock) -> None:
@@ -159,7 +196,7 @@ class GateMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.clock = Clock(1_000_000.0)
-        self.gates = Gates(RetryPolicy(first=1.0, longest=60.0), now=self.clock)
+        self.gates = Gates(RetryPolicy(first=1.0, longest=60.0), now=lambda: 5.0, monotonic=self.clock)
         self.probes = 0
         self.opens_at: float | None = None
 
@@ -175,8 +212,7 @@ class GateMachine(RuleBasedStateMachine):
     @rule(wait=st.one_of(st.none(), st.integers(0, 100)))
     def fail(self, wait: int | None) -> None:
         self.gates.failed("acme", Unreachable("gone"), retry_after=wait)
-        self.opens_at, self.probes = self.gates.next_opening(), 0
-        assert self.opens_at is not None
+        self.opens_at, self.probes = gate(self.gates, "acme").opens_at, 0
         assert self.opens_at > self.clock.at
 
     @rule()

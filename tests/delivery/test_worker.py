@@ -17,7 +17,7 @@ from pmwatch.delivery.gates import Gate, Gates
 from pmwatch.delivery.remote import ProcessMindRemote, Remote
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.delivery.worker import Report, Uploader
-from pmwatch.errors import AnswerLost, KeyRejected, LedgerError, ServerFault, Throttled
+from pmwatch.errors import AnswerLost, KeyRejected, LedgerError, ServerFault, Throttled, Unreachable
 from pmwatch.ledger import Ledger
 from pmwatch.model import (
     MAX_PUT_BYTES,
@@ -76,7 +76,7 @@ class World:
         self.host = self.server.base_url.removeprefix("http://")
         self.gate_changes: list[Gate] = []
         self.policy = RetryPolicy(first=1.0, longest=60.0, give_up_after=GIVE_UP_SECONDS)
-        self.gates = Gates(self.policy, now=self.clock, changed=self.gate_changes.append)
+        self.gates = Gates(self.policy, now=self.clock, monotonic=self.clock, changed=self.gate_changes.append)
         self.folders: dict[str, Folder] = {}
         self.folder()
         self.reports: list[Report] = []
@@ -496,6 +496,68 @@ def test_a_revoked_key_closes_only_its_tenants_gate(world: World) -> None:
     world.run()
     assert [world.get(id_).state for id_ in ids] == [State.DONE] * 3
     assert [record.filename for record in world.server.objects()][1:] == ["0.csv", "1.csv", "2.csv"]
+
+
+def unreachable(_data: bytes) -> None:
+    raise Unreachable("refused")
+
+
+def test_a_gate_opens_in_time_though_the_clock_is_set_back_by_a_day(world: World) -> None:
+    monotonic = Clock(1000.0)
+    world.gates = Gates(world.policy, now=world.clock, monotonic=monotonic, changed=world.gate_changes.append)
+    fake = FakeRemote(signed_at=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(world.clock())))
+    world.remote = fake
+    fake.on_put = unreachable
+    id_ = world.settle("a.csv", b"id\n1\n")
+    world.run()
+    fake.on_put = lambda _data: None
+    assert not world.is_open("storage.test")
+    assert [one.closed_at for one in world.gate_changes] == [world.clock()]
+    world.clock.advance(-86400)
+    world.run()
+    assert world.get(id_).state is State.QUEUED
+    monotonic.advance(60)
+    world.run()
+    assert world.get(id_).state is State.DONE
+
+
+def test_a_probe_goes_alone_and_the_runs_of_others_are_whole(world: World) -> None:
+    world.folder("globex", GLOBEX)
+    world.settle("first.csv", b"id\n0\n")
+    world.uploader().resolve_names([ORDERS, GLOBEX])
+    world.gates.failed("acme", KeyRejected("no"), retry_after=10)
+    for number in range(40):
+        world.settle(f"a{number}.csv", b"id,acme\n%d\n" % number)
+        world.settle(f"g{number}.csv", b"id,globex\n%d\n" % number, folder="globex")
+    assert world.run() == 2, "acme waits; globex goes in runs of 32"
+    world.clock.advance(10)
+    presigned = world.presigns()
+    assert world.uploader().run_one()
+    assert world.presigns() == presigned + 1
+    assert world.is_open("acme")
+    assert world.run() == 2
+
+
+def test_a_gate_that_nobody_probes_makes_no_run_smaller(world: World) -> None:
+    fake = FakeRemote(signed_at=time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(world.clock())))
+    world.remote = fake
+    world.settle("a.csv", b"a")
+    fake.on_put = unreachable
+    world.run()
+    fake.on_put = lambda _data: None
+    old = fake.presign
+    world.remote.presign = lambda *one, **more: old(*one, **more).replace("storage.test", "new.test")  # type: ignore[method-assign]
+    os.unlink(world.drop / "a.csv")
+    for number in range(33):
+        world.settle(f"{number}.csv", b"%d" % number)
+    world.clock.advance(100)
+    assert world.run() == 3, "a probe, which finds that URLs point elsewhere, and a run for all"
+    assert not world.is_open("storage.test")
+    assert world.gates.seconds_to_opening() is None
+    world.gates.keep(["acme"])
+    world.clock.advance(900)
+    world.gates.keep(["acme"])
+    assert [one.name for one in world.gates.all()] == ["acme", "new.test"]
 
 
 def test_a_key_that_was_rotated_in_time_costs_nothing(world: World) -> None:

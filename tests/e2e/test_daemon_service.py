@@ -2,8 +2,10 @@
 
 import json
 import signal
+import sqlite3
 import urllib.error
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,35 @@ def test_a_bad_configuration_is_refused_on_reload_and_the_old_one_stays(
     assert any('did you mean "settle"' in problem for problem in refused["problems"])
     (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
     daemon.wait_done(1)
+
+
+def test_a_reload_that_the_ledger_cannot_take_is_refused_and_the_old_configuration_stays(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path
+) -> None:
+    sandbox.faults.add(Fault(method="PUT", status=503, times=1000))
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_event("gate closed")
+    good = daemon.folders
+    daemon.folders = folder_toml("other", drop, datatable=table_id(sandbox, "Invoices")) + good.replace(
+        table_id(sandbox), table_id(sandbox, "Invoices")
+    ).replace(str(drop), str(drop / "below"))
+    daemon.write_config()
+    with closing(sqlite3.connect(daemon.state / "ledger.db")) as ledger:
+        ledger.execute("ALTER TABLE destinations RENAME TO away")
+        daemon.signal(signal.SIGHUP)
+        refused = daemon.wait_event("reload refused")[0]
+        ledger.execute("ALTER TABLE away RENAME TO destinations")
+    assert "destinations" in refused["error"]
+    assert "The old configuration stays in force" in refused["hint"]
+    sandbox.faults.clear()
+    (drop / "b.csv").write_bytes(b"a,b\n2,2\n")
+    assert {(one.folder, one.target.datatable) for one in daemon.wait_done(2)} == {("orders", table_id(sandbox))}
+    daemon.folders = good
+    daemon.write_config()
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_event("reloaded")
+    assert daemon.stop() == 0
 
 
 def test_a_corrected_datatable_takes_what_waits_along(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -196,3 +198,51 @@ def test_a_second_sigterm_does_not_wait_and_gives_the_file_back(
     daemon.start()
     daemon.wait_done(1)
     assert set(stored(sandbox)) == {"a.csv"}
+
+
+def test_a_full_disk_under_the_log_ends_nothing(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    daemon.log = Path("/dev/full")
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    wait_for("a.csv is done", lambda: [one for one in daemon.deliveries() if one.state == "done"])
+    assert daemon.stop() == 0
+    assert stored(sandbox) == {"a.csv": b"a,b\n1,1\n"}
+
+
+def test_what_waited_when_the_clock_was_set_back_by_a_day_goes_at_once(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path
+) -> None:
+    sandbox.faults.add(Fault(method="PUT", when="after", close=True, times=1000))
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_event("upload will be tried again")
+    assert daemon.stop() == 0
+    sandbox.faults.clear()
+    with closing(sqlite3.connect(daemon.state / "ledger.db")) as ledger, ledger:
+        ledger.execute("UPDATE deliveries SET not_before = not_before + 86400")
+    daemon.start()
+    daemon.wait_done(1)
+    assert daemon.events("waits cut short")[0]["deliveries"] == 1
+
+
+def test_the_gate_of_a_tenant_that_a_reload_removes_goes_with_it(tmp_path: Path) -> None:
+    seeds = [TenantSeed("one", {"Sales": ("Orders",)}), TenantSeed("two", {"Sales": ("Orders",)})]
+    drops = {name: tmp_path / f"drop-{name}" for name in ("one", "two")}
+    with SandboxServer(tmp_path / "sandbox", tenants=seeds) as sandbox:
+        folders = {}
+        for name, path in drops.items():
+            path.mkdir()
+            folders[name] = folder_toml(name, path, tenant=name, datatable="Sales/Orders")
+        with Daemon.for_sandbox(tmp_path, sandbox, "".join(folders.values())) as daemon:
+            (tmp_path / "key-two").write_text("a-key-that-was-revoked")
+            daemon.start()
+            (drops["two"] / "a.csv").write_bytes(b"a,b\n1,1\n")
+            daemon.wait_event("gate closed")
+            assert daemon.metric("pmwatch_gate_open", gate="two") == 0
+            del daemon.tenants["two"]
+            daemon.folders = folders["one"]
+            daemon.write_config()
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_event("reloaded")
+            assert daemon.metric("pmwatch_gate_open", gate="one") == 1
+            assert daemon.metric("pmwatch_gate_open", gate="two") is None

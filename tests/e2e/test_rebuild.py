@@ -1,14 +1,24 @@
 """A damaged or lost ledger: refused at start, rebuilt on a person's word, and nothing goes twice or gets lost."""
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import pmwatch.rebuild as rebuild_module
+from pmwatch.errors import LedgerError
+from pmwatch.ledger import Action, Ledger
+from pmwatch.model import Fingerprint, Settled
+from pmwatch.rebuild import rebuild
 from pmwatch.sandbox import Fault, SandboxServer
 from support.daemon import Daemon, folder_toml, table_id, wait_for
+from support.folders import make_folder
 
 
 def made(tmp_path: Path, sandbox: SandboxServer, drop: Path, **options: str) -> Daemon:
@@ -142,6 +152,80 @@ def test_from_a_backup_what_waited_then_is_held_and_what_came_since_too(
         command(daemon, "mark-seen", "--folder", "orders")
         daemon.wait_done(3)
         assert sorted(record.filename for record in sandbox.objects()) == ["kept.csv", "since.csv", "waits.csv"]
+
+
+class Steps:
+    """Lets the n-th step that changes what lies in the state directory fail."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.left = 0
+        for where, name in (
+            (os, "link"),
+            (os, "rename"),
+            (os, "unlink"),
+            (rebuild_module, "give_to_owner"),
+            (rebuild_module, "sync_directory"),
+        ):
+            patch.setattr(where, name, self.counted(getattr(where, name)))
+
+    def counted(self, real: Callable[..., None]) -> Callable[..., None]:
+        def step(*arguments: Any, **named: Any) -> None:
+            if not named:  # shutil, which clears up, names the directory
+                self.left -= 1
+                if self.left == 0:
+                    raise OSError(errno.EIO, "Input/output error")
+            real(*arguments, **named)
+
+        return step
+
+
+@pytest.mark.parametrize("stopped", ["well", "killed"])
+def test_wherever_a_rebuild_ends_no_start_begins_with_an_empty_ledger(
+    tmp_path: Path, drop: Path, stopped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(drop, "a.csv")
+    folder, old = make_folder(drop), tmp_path / "old"
+    old.mkdir()
+    with Ledger.open(str(old)) as ledger:
+        look = Fingerprint.of((drop / "a.csv").stat())
+        ledger.enqueue([Settled(folder.name, b"a.csv", look, folder.target, folder.order, 1.0, 1.0)])
+        if stopped == "killed":
+            shutil.copytree(old, tmp_path / "killed")  # with the WAL, as it lies while a process has it open
+    steps, found = Steps(monkeypatch), list[str]()
+    for number in count(1):
+        state = tmp_path / f"state-{number}"
+        shutil.copytree(tmp_path / "killed" if stopped == "killed" else old, state)
+        steps.left = number
+        by = Action(1e9, "me", "rebuild")
+        try:
+            rebuild(str(state), [folder], backup=None, by=by)
+        except LedgerError:
+            found.append(what_starts(state))
+        else:
+            break
+        steps.left = 0
+        rebuild(str(state), [folder], backup=None, by=Action(2e9, "me", "rebuild"))
+        assert what_starts(state) == "held"
+        aside = min(path.name for path in state.glob("*.damaged-*Z"))
+        assert what_starts(state, aside) == "queued", "the old one lies aside, whole"
+    assert what_starts(state) == "held"
+    assert list(dict.fromkeys(found)) == (["queued", "held"] if stopped == "well" else ["queued", "refused", "held"])
+
+
+def what_starts(state: Path, name: str = "ledger.db") -> str:
+    """Return the state of the one delivery that a start finds, or that it refuses to start."""
+    looked_at = state.with_name("looked-at")
+    shutil.rmtree(looked_at, ignore_errors=True)
+    looked_at.mkdir()
+    for path in state.glob(f"{name}*"):
+        shutil.copy(path, looked_at / path.name.replace(name, "ledger.db"))
+    try:
+        with Ledger.open(str(looked_at)) as ledger:
+            ledger.check()
+            [one] = ledger.list()
+            return str(one.state)
+    except LedgerError as error:
+        return "refused" if "pmwatch ledger rebuild" in error.hint else str(error)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can work for another account")

@@ -14,8 +14,8 @@ from pmwatch.errors import LedgerError
 from pmwatch.ledger import Action, Disposed, Ledger
 from pmwatch.ledger.care import RESTORED
 from pmwatch.ledger.people import ranges
-from pmwatch.model import Order, State
-from support.ledgers import claimed, current, drop, look, opened, sent
+from pmwatch.model import Delivery, Order, State
+from support.ledgers import back, claimed, current, drop, look, opened, sent, succeed
 
 SECRET = "https://bucket.s3.amazonaws.com/x?X-Amz-Signature=0123456789abcdef"
 BY = Action(500.0, "ann", "resend", "because")
@@ -235,3 +235,44 @@ def test_a_waiting_delivery_can_be_given_up_and_lets_the_next_one_go(tmp_path: P
 )
 def test_ids_are_written_in_short(ids: list[int], shown: str) -> None:
     assert ranges(ids) == shown
+
+
+# ---- a clock that was set back ---------------------------------------------------------------------------------------
+
+
+def test_what_waits_for_a_time_that_no_wait_reaches_is_due(tmp_path: Path) -> None:
+    with opened(tmp_path) as ledger:
+        near = drop(ledger, "near.csv", order=Order.NONE)
+        back(ledger, claimed(ledger), not_before=1300.0)
+        far = drop(ledger, "far.csv", order=Order.NONE)
+        back(ledger, claimed(ledger), not_before=1300.5)
+        succeed(ledger, claim_of(ledger, drop(ledger, "moved.csv", order=Order.NONE)), "A", now=90_000.0, dispose=True)
+        assert ledger.claim_disposal(now=1000.0) is None
+        assert ledger.bring_near(now=1000.0, longest=300.0) == 2
+        assert (current(ledger, near).not_before, current(ledger, far).not_before) == (1300.0, 1000.0)
+        assert ledger.claim_disposal(now=1000.0) is not None
+        assert claimed(ledger).id == far
+        assert ledger.bring_near(now=1000.0, longest=1.0) == 1, "near.csv; a disposal keeps its lease"
+
+
+def test_looking_for_such_waits_is_cheap(tmp_path: Path) -> None:
+    with opened(tmp_path) as ledger, closing(sqlite3.connect(ledger.path)) as raw:
+        asked = list[tuple[str, Any]]()
+
+        def executed(_c: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
+            asked.append((statement, values))
+
+        event.listen(Engine, "before_cursor_execute", executed)
+        try:
+            ledger.bring_near(now=1000.0, longest=300.0)
+        finally:
+            event.remove(Engine, "before_cursor_execute", executed)
+        [(query, values)] = [one for one in asked if one[0] != "BEGIN"]
+        [step] = raw.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
+        assert "COVERING INDEX ix_state (state=? AND not_before>?)" in step[3]
+
+
+def claim_of(ledger: Ledger, id_: int) -> Delivery:
+    delivery = claimed(ledger)
+    assert delivery.id == id_
+    return delivery

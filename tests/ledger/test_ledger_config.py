@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pmwatch.errors import LedgerError
 from pmwatch.ledger import Ledger
 from pmwatch.model import Destination, Order, State, Target
 from support.ledgers import DESTINATION, TARGET, back, claimed, current, drop, look, opened, sent, settled, succeed
@@ -148,3 +149,19 @@ def test_what_is_done_stays_done_when_its_folder_is_gone(ledger: Ledger) -> None
     assert current(ledger, id_).state is State.DONE
     succeed(ledger, running, "B")
     assert ledger.total(State.DONE) == 2
+
+
+def test_a_configuration_is_taken_over_whole_or_not_at_all(ledger: Ledger) -> None:
+    ids = [drop(ledger, "a.csv"), drop(ledger, "b.csv", folder="second"), drop(ledger, "c.csv", folder="third")]
+    before = [current(ledger, id_) for id_ in ids]
+
+    def broken(_path: bytes) -> tuple[Target, Order]:
+        raise LedgerError("the disk is full")
+
+    with pytest.raises(LedgerError):
+        ledger.configure({"orders": lambda _path: (OTHER, Order.ARRIVAL), "second": broken})
+    assert [current(ledger, id_) for id_ in ids] == before
+    assert ledger.total(State.QUEUED) == 3
+    ledger.configure({"orders": lambda _path: (OTHER, Order.ARRIVAL), "second": lambda _path: None})
+    assert [current(ledger, id_).target for id_ in ids] == [OTHER, TARGET, TARGET]
+    assert [current(ledger, id_).state for id_ in ids] == [State.QUEUED, State.QUEUED, State.HELD]

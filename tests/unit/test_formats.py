@@ -5,12 +5,14 @@ import gzip
 import io
 import os
 import random
+import re
 import struct
 import tempfile
 import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +22,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pmwatch.errors import SourceUnreadable
-from pmwatch.formats import Finding, Validate, check
+from pmwatch.formats import Broken, Finding, Validate, check, read_model
 from pmwatch.model import READABLE_TYPES
 from pmwatch.sandbox.eventlogs import csv_bytes, order_to_cash, xlsx_bytes
 
@@ -594,6 +596,26 @@ def test_a_workbook_in_a_torn_workbook_is_not_taken_for_it() -> None:
     assert "is not its own" in fails(outer[:kept], "a.xlsx")
 
 
+def far(offset: int) -> bytes:
+    """Return a workbook of which a part is said to lie at `offset`, in the 64 bits of zip64 where it needs them."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("[Content_Types].xml", "<Types/>")
+        archive.writestr("far.xml", "")
+        archive.infolist()[1].header_offset = offset
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("offset", [1 << 31, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_a_part_that_lies_where_no_file_reaches_is_told(offset: int) -> None:
+    assert "a part is not where" in fails(far(offset), "a.xlsx")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_part_that_is_packed_in_a_way_which_no_workbook_has_is_not_unpacked(method: int) -> None:
+    assert "packed as no workbook's part is" in fails(repacked(XLSX, {}, method), "a.xlsx", Validate.HEADER)
+
+
 def test_what_is_no_workbook_is_told_by_what_it_looks_like() -> None:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
@@ -669,9 +691,14 @@ def test_json_is_parsed_where_it_is_small_and_matched_at_its_ends_where_it_is_la
 # ---- what strangers may write -------------------------------------------------------------------------------------
 
 KINDS = (*READABLE_TYPES, "xlsm", "parquet", "orc", "json", "bpmn", "csv.gz", "xes.gz", "xlsx.gz", "gz")
+MODEL = b'<definitions xmlns="http://www.omg.org/spec/BPMN/20100524/MODEL"><process id="p"/></definitions>'
 SEEDS = (
     LOG,
+    MODEL,
+    MODEL.decode().encode("utf-16"),
     XLSX,
+    far(1 << 33),
+    *(repacked(XLSX, {}, method) for method in (zipfile.ZIP_STORED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2)),
     workbook(["a", "b"], [1, 2]),
     b'a,b\n1,"x\ny"\n',
     gzip.compress(b"a,b\n1,2\n"),
@@ -696,6 +723,31 @@ def test_no_damage_is_an_error_of_the_check(seed: bytes, kind: str, changes: lis
         at = int(where * len(data))
         data[at : at + len(what)] = what
     assert found(bytes(data), f"a.{kind}", Validate.HEADER, ["a"]).sentence.isprintable()
+
+
+FAR = (b"\xff" * 8, b"\xff" * 7 + b"\x7f", b"\0" * 7 + b"\x80", b"\xff" * 4, b"\0" * 4, b"\x01\0\x08\0" + b"\xff" * 8)
+
+
+@given(
+    seed=st.sampled_from(SEEDS),
+    kind=st.sampled_from(["xlsx", "xlsb", "xls", "xes", "csv", "bpmn"]),
+    changes=st.lists(
+        st.tuples(st.integers(0), st.integers(0, 70), st.sampled_from(FAR) | st.binary(min_size=1, max_size=4)),
+        max_size=5,
+    ),
+)
+def test_no_lie_about_sizes_and_places_is_an_error_of_the_check(
+    seed: bytes, kind: str, changes: list[tuple[int, int, bytes]]
+) -> None:
+    """Changes strike the headers of a zip's parts and its directory, or else the beginning."""
+    data = bytearray(seed)
+    headers = [found.start() for found in re.finditer(b"PK", seed)] or [0]
+    for which, behind, what in changes:
+        at = headers[which % len(headers)] + behind
+        data[at : at + len(what)] = what
+    assert found(bytes(data), f"a.{kind}", Validate.HEADER, ["a"]).sentence.isprintable()
+    with suppress(Broken):
+        read_model(bytes(data))
 
 
 def deflated(piece: bytes, times: int) -> bytes:

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +112,19 @@ def test_a_line_is_one_line_of_ascii_whatever_it_says(text: str) -> None:
     structlog.get_logger().info(text, file=text)
     assert stream.getvalue().count("\n") == 1
     assert stream.getvalue().isascii()
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_a_line_that_cannot_be_written_is_dropped(style: str, tmp_path: Path) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        log.configure(style=style, stream=full)
+        structlog.get_logger().error("no room", exc_info=ValueError("x"))
+        logging.getLogger("some.library").warning("no room")
+    structlog.get_logger().info("closed")
+    with (tmp_path / "log").open("w") as stream:
+        log.configure(style=style, stream=stream)
+        structlog.get_logger().info("room \ud800 again")
+    assert "room" in (tmp_path / "log").read_text()
 
 
 # ---- secrets ---------------------------------------------------------------------------------------------------

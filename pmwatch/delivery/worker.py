@@ -637,8 +637,8 @@ class Uploader:
             delivery,
             reason=reason,
             detail="",
-            not_before=not_before or self._now(),
-            failed_at=self._failed_at(delivery),
+            not_before=not_before or delivery.not_before,
+            failed_at=self._failed_at(delivery) if not_before else delivery.first_failed_at,
             url=delivery.presigned_url if url is None else url,
         )
         self._report(Report("returned", delivery, reason=reason))
@@ -722,8 +722,8 @@ class Uploader:
             attempt.delivery,
             reason=error.reason,
             detail=error.message,
-            not_before=self._now(),
-            failed_at=self._failed_at(attempt.delivery),
+            not_before=0.0,
+            failed_at=0.0,
             url=attempt.url,
         )
         self._report(_report_of("gate", attempt.delivery, error, 0.0))

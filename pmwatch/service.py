@@ -23,6 +23,7 @@ from pmwatch import __version__, systemd
 from pmwatch.answers import Answers
 from pmwatch.audit import Account, audit
 from pmwatch.config import Settings, is_loopback
+from pmwatch.delivery.disposals import Disposals
 from pmwatch.delivery.gates import Gates
 from pmwatch.delivery.limits import Limits, Most
 from pmwatch.delivery.pace import Pace
@@ -45,7 +46,6 @@ from pmwatch.model import (
     PENDING,
     Folder,
     Order,
-    State,
     Target,
     display,
 )
@@ -206,7 +206,7 @@ class Service:
         self.ledger.check()
         if 0 < self.ledger.version_found < LEDGER_VERSION:
             self._log.info("ledger upgraded", from_version=self.ledger.version_found, to_version=LEDGER_VERSION)
-        recovered = self.ledger.recover()
+        recovered = self.ledger.recover(blocking={folder.name for folder in settings.folders if folder.blocks})
         self._tidy()
         self.ledger.forget_destinations()
         if recovered:
@@ -220,6 +220,7 @@ class Service:
         )
         self.limits = Limits(changed=self._reporter.share_changed)
         self.pace = Pace()
+        self.disposals = Disposals()
         self.rows = RowCounts(ledger=self.ledger, gates=self.gates, limits=self.limits)
         self._apply(settings)
         self.answers = Answers(
@@ -245,10 +246,11 @@ class Service:
 
         Raises LedgerError, and then nothing has changed.
         """
-        self.ledger.configure({folder.name: _target_of(folder) for folder in settings.folders})
-        self._settings = settings
+        folders = {folder.name: folder for folder in settings.folders}
+        rules = {folder.name: Rules(folder) for folder in settings.folders if folder.levels}
+        self.ledger.configure({name: _target_of(folder) for name, folder in folders.items()})
+        self._settings, self._folders, self._rules = settings, folders, rules
         self.keys = KeyRing(settings.tenants, on_key=register_secret)
-        self._folders = {folder.name: folder for folder in settings.folders}
         self._remote = self._remote_factory(settings, self.http, self.keys)
         self._keep_gates()
         self.limits.most = Most(
@@ -276,7 +278,14 @@ class Service:
             share=self._settings.delivery.max_parallel,
             limits=self.limits,
             pace=self.pace,
+            disposals=self.disposals,
+            target_of=self._target_now,
         )
+
+    def _target_now(self, folder: Folder, path: bytes) -> Target | None:
+        """Return where a file goes by the configuration of this moment; None where it maps to nothing."""
+        rules = self._rules.get(folder.name)
+        return folder.target if rules is None else rules.map(path).target
 
     def _start(self) -> None:
         if self._web is not None:
@@ -384,7 +393,7 @@ class Service:
             self._ask_rows_at_the_end()
         self._abort.set()
         left = self._threads.join(self._threads.names(), timeout=_ABORT_SECONDS)
-        self._give_back_active()
+        self._hand_back()
         code = self._exit_code(drained=drained)
         if self._web is not None:
             self._web.stop()
@@ -423,19 +432,14 @@ class Service:
         self._threads.start("rows", ask)
         self._wait_for_threads(_LAST_ROWS_SECONDS)
 
-    def _give_back_active(self) -> None:
-        """Queue again what a thread that could not be stopped in time still holds."""
-        for id_ in list(self._reporter.active):
-            delivery = self.ledger.get(id_)
-            if delivery is not None and delivery.state is State.UPLOADING:
-                self.ledger.give_back(
-                    delivery,
-                    reason="interrupted",
-                    detail="pmwatch stopped while it was being uploaded",
-                    not_before=0.0,
-                    failed_at=delivery.first_failed_at,
-                    url=delivery.presigned_url,
-                )
+    def _hand_back(self) -> None:
+        """Queue again what threads that did not stop in time still hold; what killed one is left to `recover`."""
+        if self._died:
+            return
+        try:
+            self.ledger.hand_back()
+        except LedgerError as error:
+            self._ledger_trouble(error, thread="main")
 
     def _exit_code(self, *, drained: bool) -> int:
         if self._died:

@@ -3,7 +3,7 @@
 import getpass
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Final
 
@@ -77,6 +77,16 @@ def refusals(
         elif known is not None and delivery.folder not in known:
             refused[id_] = f"its folder {delivery.folder} is no longer in the configuration"
     return refused
+
+
+def overtaken(ledger: Ledger, ids: Iterable[int]) -> dict[int, str]:
+    """Say of each delivery that would arrive after a newer one which one that is."""
+    newer = {id_: found for id_ in ids if (found := ledger.overtaken(id_)) is not None}
+    return {
+        id_: f"a newer file went to the same datatable meanwhile ({one.display_path}), which this one would follow; "
+        "--force sends it all the same"
+        for id_, one in newer.items()
+    }
 
 
 def tell(key: str, done: str, count: int, *, wanted: Sequence[int], refused: dict[int, str], json: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import WhyOption, action, choose, refusals, tell
+from pmwatch.cli.choosing import WhyOption, action, choose, overtaken, refusals, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -43,12 +43,7 @@ def release(
     with open_ledger(settings, read_only=False) as ledger:
         wanted = list(dict.fromkeys(ids or ())) or choose(ledger, State.HELD, folder=folder, reason=reason)
         refused = refusals(ledger, wanted, (State.HELD, State.FAILED), goes_to=settings)
-        for id_ in wanted:
-            newer = None if force or id_ in refused else ledger.overtaken(id_)
-            if newer is not None:
-                refused[id_] = (
-                    f"a newer file went to the same datatable meanwhile ({newer.display_path}), which this one would "
-                    "follow; --force sends it all the same"
-                )
+        if not force:
+            refused |= overtaken(ledger, [id_ for id_ in wanted if id_ not in refused])
         count = ledger.requeue([id_ for id_ in wanted if id_ not in refused], release=True, by=action("release", why))
     tell("queued", "released", count, wanted=wanted, refused=refused, json=json)

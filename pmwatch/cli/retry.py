@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import WhyOption, action, choose, refusals, tell
+from pmwatch.cli.choosing import WhyOption, action, choose, overtaken, refusals, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -32,6 +32,9 @@ def retry(
     since: Annotated[
         str | None, typer.Option("--since", metavar="DURATION", help='Only what failed in the last "2h".')
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also held files, named by id, that newer ones have overtaken.")
+    ] = False,
     why: WhyOption = "",
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
@@ -47,5 +50,8 @@ def retry(
             ledger, State.FAILED, folder=folder, reason=reason, since=since
         )
         refused = refusals(ledger, wanted, (State.FAILED, State.HELD), goes_to=settings)
+        if not force:  # a failed file was overtaken with open eyes: that is what on_failure says
+            held = [one.id for one in map(ledger.get, wanted) if one is not None and one.state is State.HELD]
+            refused |= overtaken(ledger, [id_ for id_ in held if id_ not in refused])
         count = ledger.requeue([id_ for id_ in wanted if id_ not in refused], by=action("retry", why))
     tell("queued", "queued again", count, wanted=wanted, refused=refused, json=json)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, Final, TypeVar
 
-from pmwatch.errors import DisposeError, PmwatchError, SourceUnreadable, SourceVanished
+from pmwatch.errors import DisposeError, Interrupted, PmwatchError, SourceUnreadable, SourceVanished
 from pmwatch.failpoints import reached
 from pmwatch.files import is_regular, look, parent_directory, sync_directory
 from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, Quarantine, display
@@ -196,7 +196,7 @@ def _is_version(directory: int, name: bytes, delivery: Delivery) -> bool:
     return st.st_ino == version.inode or _hash_of(directory, name) == delivery.sha256
 
 
-def _hash_of(directory: int, name: bytes) -> str:
+def _hash_of(directory: int | None, name: bytes) -> str:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     try:
         return _sha256(fd, _no_beat).hex()
@@ -229,13 +229,19 @@ def _move_into(root: bytes, path: bytes, target_directory: bytes, delivery: Deli
                     os.unlink(hidden, dir_fd=directory)
                     yield directory
             return earlier
-        hidden = _take(directory, name, delivery)
+        try:
+            hidden = _take(directory, name, delivery)
+        except SourceVanished:
+            copy = _copied_before(target_directory, name, delivery)
+            if copy:
+                return copy
+            raise
         if hidden is None:
             return b""
         try:
             reached("during_archive_rename")
             target = yield from _place(hidden, directory, target_directory, name, delivery=delivery, beat=beat)
-        except OSError:
+        except (OSError, Interrupted):
             with suppress(OSError):  # the first trouble is the one to tell
                 _put_back(directory, hidden, name)
             raise
@@ -253,6 +259,42 @@ def _moved_before(directory: bytes, name: bytes, version: Fingerprint) -> bytes:
         if (st.st_dev, st.st_ino) == (version.device, version.inode) and Fingerprint.of(st).same_content_as(version):
             return target
     raise AssertionError("names never end")
+
+
+def _copied_before(directory: bytes, name: bytes, delivery: Delivery) -> bytes:
+    """Return where the copy lies that replaced a source on another file system; empty where there is none.
+
+    The copy has another inode, and the source's size and time; its bytes are compared where their hash is known.
+    """
+    version = delivery.fingerprint
+    for candidate in _free_names(name):
+        target = os.path.join(directory, candidate)
+        st = _exists(target)
+        if st is None:
+            return b""
+        if not is_regular(st) or st.st_dev == version.device or not Fingerprint.of(st).same_content_as(version):
+            continue
+        if not delivery.sha256 or _hash_of(None, target) == delivery.sha256:
+            return target
+    raise AssertionError("names never end")
+
+
+def find_again(delivery: Delivery, folder: Folder) -> bytes | None:
+    """Look for a source that a move into quarantine, broken off by a crash, has taken from its place.
+
+    Return where it lies; empty where it has its own name again, None where it is not to be found.
+    """
+    if delivery.location:
+        return None
+    with suppress(OSError, PmwatchError):
+        with parent_directory(folder.root, delivery.path) as (directory, name):
+            hidden = _hidden_name(delivery)
+            if _is_version(directory, hidden, delivery) and _put_back(directory, hidden, name):
+                return b""
+        aside = os.path.join(folder.quarantine_dir, os.path.dirname(delivery.path))
+        name = os.path.basename(delivery.path)
+        return _moved_before(aside, name, delivery.fingerprint) or _copied_before(aside, name, delivery) or None
+    return None
 
 
 def _place(

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pmwatch.delivery.body import Source
-from pmwatch.delivery.dispose import clear_quarantine, dispose_all, quarantine, source_of
+from pmwatch.delivery.disposals import Disposals
+from pmwatch.delivery.dispose import clear_quarantine, dispose_all, find_again, quarantine, source_of
 from pmwatch.delivery.gates import Gates
 from pmwatch.delivery.guards import guard, guard_content, model_text
 from pmwatch.delivery.limits import Limits
@@ -49,8 +50,7 @@ _URL_MARGIN_SECONDS: Final = 60.0
 _LONG_UPLOAD_SECONDS: Final = 30.0
 _RUN_FILES: Final = 32
 _LONGEST_UNSAID_SECONDS: Final = 0.25  # how long an arrival may wait to share a commit with the next ones
-_MOST_TO_DISPOSE: Final = 64
-_LONGEST_TO_DISPOSE_SECONDS: Final = 0.5
+_MOVING_WAIT_SECONDS: Final = 1.0
 _WAIT_FOR_EQUAL_SECONDS: Final = 0.05
 _EQUAL_BYTES_A_SECOND: Final = 100e6  # a fifth of how fast it is hashed, which each look at it does again
 _LEDGER_RETRY_SECONDS: Final = 1.0
@@ -142,8 +142,12 @@ class Uploader:
         share: int = 1,
         limits: Limits | None = None,
         pace: Pace | None = None,
+        disposals: Disposals | None = None,
+        target_of: Callable[[Folder, bytes], Target | None] = lambda folder, _: folder.target,
     ) -> None:
         self._ledger = ledger
+        self._disposals = disposals or Disposals()
+        self._target_of = target_of
         self._limits = limits or Limits()
         self._pace = pace or Pace()
         self._remote = remote
@@ -157,10 +161,6 @@ class Uploader:
         self._beat = beat
         self._now = now
         self._share = share  # among how many threads what waits is divided
-        self._lock = threading.Lock()
-        self._to_dispose: list[tuple[Delivery, Folder]] = []
-        self._longest_there = 0.0  # since when (monotonic) the first of them waits
-        self._disposing: set[int] = set()  # those, and what some thread is at
 
     # ---- what a thread calls ------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class Uploader:
 
         Sending comes first, for the next file of a lane may go as soon as the one before it is safe.
         """
-        if self._is_time_to_dispose():
+        if self._disposals.is_time:
             self.dispose_waiting()
         tenants = {target.tenant for folder in self._folders().values() for target in _tenants_of(folder)}
         shut, to_probe = self._gates.shut_for(sorted(tenants)), self._gates.to_probe(sorted(tenants))
@@ -193,14 +193,14 @@ class Uploader:
 
         claimed = self._limits.claim(claim)
         if not claimed:
-            return self.dispose_waiting() or self._dispose_one()
+            return self.dispose_waiting() or self._dispose_one() or self._quarantine_one()
         reached("after_claim")
         run = _Run(claimed)
         try:
             if self._gates.enter(claimed[0].target.tenant):
                 self._work(run)
             else:
-                self._put_back(run, "gate")
+                self._turn_back(run, "gate")
         finally:
             self._limits.ended(claimed[0])
         return True
@@ -303,9 +303,9 @@ class Uploader:
         """Open each source, and hash the small ones: their content may have gone before."""
         for delivery in list(run.left.values()):
             folder = self._folders().get(delivery.folder)
-            if folder is None:
+            if folder is None or not self._may_begin(delivery, folder):
                 run.over(delivery)
-                self._return(delivery, "folder_removed")
+                self._not_begun(delivery, folder)
                 continue
             attempt = _Attempt(delivery, folder, delivery.presigned_url, delivery.target.tenant)
             if not self._attempt(run, attempt, self._look):
@@ -313,6 +313,24 @@ class Uploader:
             if attempt.source is not None:
                 sources.enter_context(attempt.source)
                 run.attempts.append(attempt)
+
+    def _may_begin(self, delivery: Delivery, folder: Folder) -> bool:
+        """Tell whether a delivery goes where the configuration says now, and nobody moves its source."""
+        return delivery.id not in self._disposals and self._wanted(delivery, folder) == delivery.target
+
+    def _wanted(self, delivery: Delivery, folder: Folder) -> Target:
+        return self._target_of(folder, delivery.path) or delivery.target
+
+    def _not_begun(self, delivery: Delivery, folder: Folder | None) -> None:
+        """Give back what cannot begin: the configuration changed since it was queued, or its source is being moved."""
+        if folder is None:
+            self._ledger.hold_without_folder(delivery)
+            self._report(Report("returned", delivery, reason="folder_removed"))
+        elif self._wanted(delivery, folder) != delivery.target:
+            self._ledger.redirect(delivery, self._wanted(delivery, folder), folder.order)
+            self._report(Report("returned", delivery, reason="redirected"))
+        else:
+            self._return(delivery, "being_moved", not_before=self._now() + _MOVING_WAIT_SECONDS)
 
     def _look(self, run: _Run, attempt: _Attempt) -> None:
         """See that the source is the version that settled, and hash it first where it pays."""
@@ -516,7 +534,7 @@ class Uploader:
                     etag_verified=one.verified,
                 )
             )
-        self._dispose_after([(_uploaded(one), one.attempt.folder) for one in sent])
+        self._disposals.put([_uploaded(one) for one in sent if _moves(one.attempt.folder)])
 
     def _not_needed(self, run: _Run, attempt: _Attempt) -> bool:
         """End a delivery whose content went before, or wait for the equal one under way; tell whether to go on."""
@@ -539,30 +557,15 @@ class Uploader:
                     older_version=decided.older,
                 )
             )
-            told = replace(delivery, state=State.UPLOADED, outcome=Outcome.DUPLICATE, sha256=attempt.sha256)
-            self._dispose_after([(told, folder)])
+            if _moves(folder):
+                told = replace(delivery, state=State.UPLOADED, outcome=Outcome.DUPLICATE, sha256=attempt.sha256)
+                self._disposals.put([told])
         run.over(delivery)
         return decided.verdict is not Verdict.WAIT
 
-    def _dispose_after(self, ended: list[tuple[Delivery, Folder]]) -> None:
-        """Note whose sources are to be disposed of, now that the ledger says that their content is safe."""
-        moving = [(delivery, folder) for delivery, folder in ended if _moves(folder)]
-        with self._lock:
-            if moving and not self._to_dispose:
-                self._longest_there = time.monotonic()
-            self._to_dispose += moving
-            self._disposing.update(delivery.id for delivery, _ in moving)
-
-    def _is_time_to_dispose(self) -> bool:
-        """Tell whether enough sources wait to be disposed of, or one for long enough, that sending has to wait."""
-        with self._lock:
-            waited = time.monotonic() - self._longest_there if self._to_dispose else 0.0
-            return len(self._to_dispose) >= _MOST_TO_DISPOSE or waited > _LONGEST_TO_DISPOSE_SECONDS
-
     def dispose_waiting(self) -> bool:
         """Dispose of the sources that this process has uploaded and not disposed of; tell whether there were any."""
-        with self._lock:
-            mine, self._to_dispose = self._to_dispose, []
+        mine = self._disposals.take()
         if mine:
             self._dispose(mine)
         return bool(mine)
@@ -572,22 +575,22 @@ class Uploader:
         delivery = self._ledger.claim_disposal(now=self._now())
         if delivery is None:
             return False
-        folder = self._folders().get(delivery.folder)
-        if folder is None:  # its policy is gone: leave the file, the upload is safe
-            self._ledger.disposed([Disposed(delivery, delivery.location, kept=True, at=self._now())])
-            return True
-        with self._lock:
-            if delivery.id in self._disposing:  # a large copy outlives the ledger's lease
-                return True
-            self._disposing.add(delivery.id)
-        self._dispose([(delivery, folder)])
+        if self._disposals.begin(delivery.id):  # else a large copy outlives the ledger's lease
+            self._dispose([delivery])
         return True
 
-    def _dispose(self, mine: list[tuple[Delivery, Folder]]) -> None:
-        looks: list[Delivery] = []
+    def _dispose(self, mine: list[Delivery]) -> None:
+        """Move or delete sources; those whose folder is gone, and with it its policy, stay: the upload is safe."""
         try:
-            gone: list[Disposed] = []
-            for (delivery, folder), end in zip(mine, dispose_all(mine, beat=self._beat), strict=True):
+            known = self._folders()
+            there = [(one, known[one.folder]) for one in mine if one.folder in known]
+            gone = [
+                Disposed(one, one.location, kept=not one.location, at=self._now())
+                for one in mine
+                if one.folder not in known
+            ]
+            looks: list[Delivery] = []
+            for (delivery, folder), end in zip(there, dispose_all(there, beat=self._beat), strict=True):
                 if isinstance(end, DisposeError):
                     self._dispose_later(delivery, end)
                     continue
@@ -603,8 +606,7 @@ class Uploader:
             for delivery in looks:
                 self._look_again(delivery.folder, delivery.path)
         finally:
-            with self._lock:
-                self._disposing.difference_update(delivery.id for delivery, _ in mine)
+            self._disposals.over(delivery.id for delivery in mine)
 
     def _dispose_later(self, delivery: Delivery, error: DisposeError) -> None:
         not_before = self._now() + self._policy.wait(self._now() - delivery.uploaded_at)
@@ -613,8 +615,14 @@ class Uploader:
 
     # ---- trouble ------------------------------------------------------------------------------------------
 
+    def _turn_back(self, run: _Run, reason: str) -> None:
+        """Give back what is left of a run, unharmed, whatever the ledger's trouble."""
+        try:
+            self._put_back(run, reason)
+        except LedgerError as error:
+            self._give_back_somehow(run, error)
+
     def _put_back(self, run: _Run, reason: str) -> None:
-        """Give back what is left of a run, unharmed."""
         left = list(run.left.values())
         if not left:
             return
@@ -629,8 +637,8 @@ class Uploader:
             delivery,
             reason=reason,
             detail="",
-            not_before=not_before,
-            failed_at=delivery.first_failed_at,
+            not_before=not_before or self._now(),
+            failed_at=self._failed_at(delivery),
             url=delivery.presigned_url if url is None else url,
         )
         self._report(Report("returned", delivery, reason=reason))
@@ -658,6 +666,8 @@ class Uploader:
     def _failed(self, attempt: _Attempt, error: PmwatchError) -> bool:
         """Turn an error into the delivery's next state; tell whether those behind it in the run may go on."""
         delivery = attempt.delivery
+        if isinstance(error, SourceVanished) and self._is_found_again(attempt):
+            return False
         if isinstance(error, SourceVanished) and self._is_away(attempt):
             error = SourceAway(
                 "its folder is not there, or what it lies on is not mounted", hint="Mount it; it goes on by itself."
@@ -678,6 +688,17 @@ class Uploader:
             else:
                 self._fail(delivery, attempt.folder, error)
             return not attempt.folder.blocks
+        return True
+
+    def _is_found_again(self, attempt: _Attempt) -> bool:
+        """Tell whether a source was only where a move into quarantine, broken off by a crash, has left it."""
+        delivery = attempt.delivery
+        location = find_again(delivery, attempt.folder)
+        if location is None:
+            return False
+        if location:
+            self._ledger.moved(delivery, location)
+        self._return(delivery, "interrupted")
         return True
 
     def _is_away(self, attempt: _Attempt) -> bool:
@@ -701,19 +722,28 @@ class Uploader:
             attempt.delivery,
             reason=error.reason,
             detail=error.message,
-            not_before=0.0,
-            failed_at=attempt.delivery.first_failed_at,
+            not_before=self._now(),
+            failed_at=self._failed_at(attempt.delivery),
             url=attempt.url,
         )
         self._report(_report_of("gate", attempt.delivery, error, 0.0))
 
+    def _failed_at(self, delivery: Delivery) -> float:
+        """Return since when a file has trouble of its own (0: it has none), without the time when it was not tried.
+
+        Behind a closed gate, and while pmwatch did not run, it was due and could not fail.
+        """
+        overdue = max(0.0, delivery.claimed_at - delivery.not_before) if delivery.not_before else 0.0
+        return delivery.first_failed_at and delivery.first_failed_at + overdue
+
     def _retry(self, attempt: _Attempt, error: PmwatchError) -> bool:
         delivery, now = attempt.delivery, self._now()
-        failed_at = delivery.first_failed_at or now
+        missing = isinstance(error, DestinationUnknown)  # says nothing about the file
+        failed_at = self._failed_at(delivery) or (0.0 if missing else now)
         if error.of_file and self._policy.given_up(now - failed_at):
             self._fail(delivery, attempt.folder, error)
             return not attempt.folder.blocks
-        not_before = now + self._policy.wait(now - failed_at)
+        not_before = now + self._policy.wait(now - (failed_at or delivery.settled_at))
         url = "" if isinstance(error, UrlExpired | ChecksumMismatch) else attempt.url
         self._ledger.give_back(
             delivery,
@@ -723,18 +753,46 @@ class Uploader:
             failed_at=failed_at,
             url=url,
         )
+        if missing:  # it may have been deleted and made again, with other ids
+            self._ledger.forget_destination(delivery.target)
         self._report(_report_of("retry", delivery, error, not_before))
         return attempt.folder.order is Order.NONE
 
     def _fail(self, delivery: Delivery, folder: Folder, error: PmwatchError) -> None:
-        self._end(delivery, State.FAILED, error, blocks=folder.blocks)
+        """End a delivery as failed and put its source into quarantine; what is broken off there is repeated."""
+        self._disposals.begin(delivery.id)
         try:
-            location = quarantine(delivery, folder, facts=_error_facts(delivery, error, self._now()), beat=self._beat)
+            self._end(delivery, State.FAILED, error, blocks=folder.blocks)
+            self._quarantine(delivery, folder, _error_facts(delivery, error, self._now()))
+        finally:
+            self._disposals.over([delivery.id])
+
+    def _quarantine(self, delivery: Delivery, folder: Folder, facts: dict[str, Any]) -> None:
+        try:
+            location = quarantine(delivery, folder, facts=facts, beat=self._check)
+        except Interrupted:
+            return  # the next start goes on with it
         except DisposeError as trouble:
-            self._report(_report_of("dispose_failed", delivery, trouble, 0.0))
-            return
-        if location:
+            now = self._now()
+            again_at = now + self._policy.wait(now - delivery.claimed_at)
+            self._ledger.moved(delivery, b"", again_at=again_at)
+            self._report(_report_of("dispose_failed", delivery, trouble, again_at))
+        else:
             self._ledger.moved(delivery, location)
+
+    def _quarantine_one(self) -> bool:
+        """Put a failed source aside whose move a crash, a stop or trouble with the directory has left undone."""
+        delivery = self._ledger.claim_quarantine(now=self._now())
+        if delivery is None:
+            return False
+        folder = self._folders().get(delivery.folder)
+        if folder is not None and self._disposals.begin(delivery.id):
+            try:
+                error = PmwatchError(delivery.detail, reason=delivery.reason)
+                self._quarantine(delivery, folder, _error_facts(delivery, error, delivery.finished_at))
+            finally:
+                self._disposals.over([delivery.id])
+        return True
 
     def _end(self, delivery: Delivery, to: State, error: PmwatchError, *, blocks: bool = False) -> None:
         self._ledger.end(
@@ -745,6 +803,7 @@ class Uploader:
             now=self._now(),
             location=delivery.location,
             blocks=blocks,
+            to_quarantine=to is State.FAILED,
         )
         self._report(_report_of(str(to), delivery, error, 0.0))
 

@@ -18,6 +18,7 @@ from pmwatch.ledger.moves import (
     delivery_of,
     fingerprint_values,
     move_each,
+    next_arrival,
     next_seq,
     target_values,
 )
@@ -79,7 +80,7 @@ class Care(Base):
     def bring_near(self, *, now: float, longest: float) -> int:
         """Make due what waits for a time more than `longest` seconds ahead: the clock was set back. Return how many."""
         longest = max(longest, DISPOSAL_LEASE_SECONDS)
-        far = and_(_d.state.in_((State.QUEUED, State.UPLOADED)), _d.not_before > now + longest)
+        far = and_(_d.state.in_((State.QUEUED, State.UPLOADED, State.FAILED)), _d.not_before > now + longest)
         if self._read(lambda c: c.execute(select(_d.id).where(far).limit(1)).first()) is None:
             return 0
         return self._write(lambda c: c.execute(update(deliveries).where(far).values(not_before=now)).rowcount)
@@ -199,7 +200,8 @@ def _record(c: Connection, found: Found) -> bool:
     values |= {"attempts": 0, "previous_id": 0, "expected_sha256": "", "detail": found.detail, "reason": found.reason}
     values |= {"seen_at": found.at, "settled_at": found.at, "finished_at": found.at, "sha256": found.sha256}
     if found.sha256:
-        values |= {"state": State.DONE, "outcome": Outcome.UPLOADED, "uploaded_at": found.at}
+        place = next_arrival(c, values["tenant_id"], values["datatable_id"])
+        values |= {"state": State.DONE, "outcome": Outcome.UPLOADED, "uploaded_at": found.at, "arrival": place}
     else:
         values |= {"state": State.FAILED}
     c.execute(INSERT, values)

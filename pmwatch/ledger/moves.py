@@ -18,6 +18,7 @@ from pmwatch.ledger.statements import (
     IDS_SINCE,
     INSERT,
     LANE,
+    LAST_ARRIVAL,
     LAST_SEQ,
     LATEST,
     LATEST_EQUAL,
@@ -31,7 +32,7 @@ from pmwatch.ledger.statements import (
     TARGET,
     move_statement,
 )
-from pmwatch.ledger.values import Decided, Known, StaleClaim, Verdict
+from pmwatch.ledger.values import Arrived, Decided, Known, StaleClaim, Verdict
 from pmwatch.model import Dedup, Delivery, Destination, Fingerprint, Order, Outcome, Settled, State, Target
 
 _d: Final = deliveries.c
@@ -276,6 +277,25 @@ def next_seq(c: Connection) -> int:
     return int(c.execute(LAST_SEQ).scalar() or 0) + 1
 
 
+def next_arrival(c: Connection, tenant_id: str, datatable_id: str) -> int:
+    """Return the place among the uploads to a datatable for the one that arrives next."""
+    return int(c.execute(LAST_ARRIVAL, {"of_tenant": tenant_id, "of_table": datatable_id}).scalar() or 0) + 1
+
+
+def arrivals(c: Connection, arrived: Sequence[Arrived]) -> list[int]:
+    """Return the place of each of these uploads, in their order, among those to its datatable."""
+    next_of: dict[Destination | None, int] = {}
+    places = []
+    for one in arrived:
+        to = one.delivery.destination
+        assert to is not None
+        if to not in next_of:
+            next_of[to] = next_arrival(c, to.tenant_id, to.datatable_id)
+        places.append(next_of[to])
+        next_of[to] += 1
+    return places
+
+
 def _enter_file(c: Connection, file: Settled) -> int:
     """Enter one settled file; return its delivery's id, or 0 where it is no news."""
     row = c.execute(CURRENT, {"of_folder": file.folder, "of_path": file.path}).first()
@@ -323,16 +343,22 @@ def _insert(c: Connection, file: Settled, *, previous_id: int) -> int:
     return id_
 
 
-def _supersede(c: Connection, file: Settled, by: int) -> None:
-    """End what still waits for the same datatable in this folder: only the newest matters there."""
-    older = select(_d.id).where(
+def _supersede(c: Connection, file: Settled, id_: int) -> None:
+    """End what still waits for the same datatable in this folder but the newest, in the folder's order.
+
+    What a person wants sent, or sent once more, is left alone.
+    """
+    waiting = select(_d.id, _d.sort_key).where(
         _d.folder == file.folder,
         _d.state == State.QUEUED,
+        _d.released == 0,  # a repetition is released as well
         *(_d[name] == value for name, value in target_names(file.target).items()),
-        _d.id != by,
     )
+    rows = c.execute(waiting.order_by(_d.sort_key, _d.seq)).all()
+    newest = rows[-1].id if rows else id_  # held, it waits for a person
     values = {"outcome": Outcome.SUPERSEDED, "reason": "superseded", "finished_at": file.settled_at}
-    move_each(c, c.execute(older).scalars().all(), (State.QUEUED,), State.DONE, values | SETTLED_VALUES)
+    older = [row.id for row in rows if row.id != newest]
+    move_each(c, older, (State.QUEUED,), State.DONE, values | SETTLED_VALUES)
 
 
 def _renew(c: Connection, row: Row, file: Settled) -> int:
@@ -346,6 +372,8 @@ def _renew(c: Connection, row: Row, file: Settled) -> int:
         values["state"],
         {k: v for k, v in values.items() if k != "state"},
     )
+    if file.supersedes:
+        _supersede(c, file, row.id)
     return int(row.id)
 
 
@@ -354,7 +382,7 @@ def verdict_on(c: Connection, delivery: Delivery, sha256: str, policy: Dedup) ->
     if policy is Dedup.OFF:
         return Decided(Verdict.SEND)
     previous = c.execute(BY_ID, {"of_id": delivery.previous_id}).first() if delivery.previous_id else None
-    if previous is not None and _is_same_file_again(previous, sha256):
+    if previous is not None and _is_same_file_again(previous, delivery, sha256):
         return Decided(Verdict.UNCHANGED, previous.id)
     equal = _last_uploaded(c, delivery, sha256)
     if equal is not None:
@@ -403,8 +431,11 @@ def size_mark(size: int) -> str:
     return f"size {size}"
 
 
-def _is_same_file_again(previous: Row, sha256: str) -> bool:
-    return bool(previous.state == State.DONE and previous.kept and previous.sha256 == sha256)
+def _is_same_file_again(previous: Row, delivery: Delivery, sha256: str) -> bool:
+    """Tell whether a kept file with these bytes has arrived there: a row may know its hash and never have gone."""
+    arrived = previous.state == State.DONE and previous.outcome in (Outcome.UPLOADED, Outcome.DUPLICATE)
+    same_bytes = previous.kept and previous.sha256 == sha256
+    return bool(arrived and same_bytes and delivery_of(previous).destination == delivery.destination)
 
 
 def _last_uploaded(c: Connection, delivery: Delivery, sha256: str | None = None) -> Row | None:

@@ -19,6 +19,7 @@ from pmwatch.ledger.moves import (
     lane_of_id,
     move_each,
     move_one,
+    next_arrival,
     next_seq,
     size_mark,
     target_names,
@@ -132,7 +133,9 @@ class People(Base):
 
         def work(c: Connection) -> None:
             lane = str(c.execute(select(lane_of_id(id_))).scalar()).removesuffix(UNORDERED_SUFFIX)
-            move_one(c, id_, BY_HAND, State.UPLOADING, State.DONE, values | SETTLED_VALUES | {"lane": lane})
+            row = c.execute(BY_ID, {"of_id": id_}).one()
+            place = {"lane": lane, "arrival": next_arrival(c, row.tenant_id, row.datatable_id)}
+            move_one(c, id_, BY_HAND, State.UPLOADING, State.DONE, values | SETTLED_VALUES | place)
             _record(c, by, [id_])
 
         self._write(work)
@@ -154,7 +157,7 @@ class People(Base):
             select(deliveries)
             .where(_d.folder == folder, _d.uploaded_at >= since, _d.uploaded_at <= until)
             .where(_d.outcome == Outcome.UPLOADED, _d.resent == 0)
-            .order_by(_d.uploaded_at, _d.seq)
+            .order_by(_d.arrival, _d.uploaded_at, _d.seq)
         )
         return [delivery_of(row) for row in self._read(lambda c: c.execute(query).all())]
 

@@ -71,6 +71,7 @@ deliveries: Final = Table(
     Column("resent", Integer, nullable=False),  # the action by which a person asked for this repetition, else 0
     Column("process", Text, nullable=False),  # whose BPMN model it is, else empty; its id is in datatable_id
     Column("row_count", BigInteger),  # the datatable's rows after this upload, where the API told
+    Column("arrival", BigInteger, nullable=False),  # its place among the uploads to its datatable, else 0
 )
 
 actions: Final = Table(
@@ -161,6 +162,14 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             tenant TEXT NOT NULL, dataset TEXT NOT NULL, datatable TEXT NOT NULL, process TEXT NOT NULL,
             tenant_id TEXT NOT NULL, dataset_id TEXT NOT NULL, datatable_id TEXT NOT NULL,
             PRIMARY KEY (tenant, dataset, datatable, process))""",
+    ),
+    (
+        "ALTER TABLE deliveries ADD COLUMN arrival BIGINT NOT NULL DEFAULT 0",
+        """UPDATE deliveries SET arrival = (SELECT n FROM (
+            SELECT id, row_number() OVER (ORDER BY uploaded_at, seq) AS n FROM deliveries WHERE outcome = 'uploaded'
+            ) AS places WHERE places.id = deliveries.id) WHERE outcome = 'uploaded'""",
+        "DROP INDEX ix_latest",
+        "CREATE INDEX ix_latest ON deliveries (tenant_id, datatable_id, arrival)",
     ),
 )
 VERSION: Final = len(MIGRATIONS)

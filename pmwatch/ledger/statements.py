@@ -38,6 +38,7 @@ FRESH_VALUES: Final[dict[str, Any]] = {
     "kept": 1,
     "location": b"",
     "row_count": None,
+    "arrival": 0,
     "released": 0,
     "blocks": 0,
     "resent": 0,
@@ -129,10 +130,16 @@ CURRENT: Final = select(deliveries).where(
     _d.folder == bindparam("of_folder"), _d.path == bindparam("of_path"), _d.current == 1
 )
 NEXT_DUE: Final = select(func.min(_d.not_before)).where(
-    _d.state.in_((State.QUEUED, State.UPLOADED)), _d.not_before > bindparam("now")
+    _d.state.in_((State.QUEUED, State.UPLOADED, State.FAILED)), _d.not_before > bindparam("now")
 )
 NEXT_DISPOSAL: Final = (
     select(deliveries).where(_d.state == State.UPLOADED, _d.not_before <= bindparam("now")).order_by(_d.seq).limit(1)
+)
+NEXT_QUARANTINE: Final = (
+    select(deliveries)
+    .where(_d.state == State.FAILED, _d.not_before > 0, _d.not_before <= bindparam("now"))
+    .order_by(_d.not_before)
+    .limit(1)
 )
 # An unresolved row has no id at all; asking for both columns lets ix_content find it among many that wait.
 UNRESOLVED: Final = (
@@ -142,10 +149,11 @@ UNRESOLVED: Final = (
 )
 _OF_TABLE: Final = and_(_d.tenant_id == bindparam("of_tenant"), _d.datatable_id == bindparam("of_table"))
 _UPLOADED_TO: Final = select(_d.id, _d.sha256).where(_OF_TABLE, _d.outcome == Outcome.UPLOADED).limit(1)
-LATEST: Final = _UPLOADED_TO.order_by(_d.uploaded_at.desc(), _d.seq.desc())
+LAST_ARRIVAL: Final = select(func.max(_d.arrival)).where(_OF_TABLE)
+LATEST: Final = _UPLOADED_TO.order_by(_d.arrival.desc())
 # "+ 0" keeps SQLite from walking ix_latest for the order, past every upload: ix_content leads to the few equal ones.
 LATEST_EQUAL: Final = _UPLOADED_TO.where(_d.size == bindparam("of_size"), _d.sha256 == bindparam("hash")).order_by(
-    (_d.uploaded_at + 0).desc(), _d.seq.desc()
+    (_d.arrival + 0).desc()
 )
 _equal = deliveries.alias("equal")
 RESERVE: Final = (
@@ -188,12 +196,7 @@ RESERVE_NEW: Final = (
     .where(_d.id == bindparam("of_id"), _d.state == bindparam("of_state"), _d.attempts == bindparam("of_attempt"))
     .values(inflight_sha256=bindparam("hash"), sha256=bindparam("hash"))
 )
-LAST_SIZE: Final = (
-    select(_d.size)
-    .where(_OF_TABLE, _d.outcome == Outcome.UPLOADED)
-    .order_by(_d.uploaded_at.desc(), _d.seq.desc())
-    .limit(1)
-)
+LAST_SIZE: Final = select(_d.size).where(_OF_TABLE, _d.outcome == Outcome.UPLOADED).order_by(_d.arrival.desc()).limit(1)
 LAST_SEQ: Final = select(func.max(_d.seq))
 IDS_SINCE: Final = select(_d.id).where(_d.seq >= bindparam("of_seq")).order_by(_d.seq)
 PATHS_THERE: Final = select(_d.path).where(

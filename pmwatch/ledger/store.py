@@ -1,6 +1,6 @@
 """The transitions of a delivery, each a compare-and-set."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any, Final
@@ -15,6 +15,7 @@ from pmwatch.ledger.moves import (
     UNORDERED_SUFFIX,
     add_count,
     all_new,
+    arrivals,
     delivery_of,
     destination_values,
     ending,
@@ -44,6 +45,7 @@ from pmwatch.ledger.statements import (
     NEXT_DISPOSAL,
     NEXT_DUE,
     NEXT_ORDERED,
+    NEXT_QUARANTINE,
     NEXT_UNORDERED,
     SETTLED_VALUES,
     TAKE_TURN,
@@ -55,6 +57,11 @@ from pmwatch.ledger.values import Arrived, Decided, Disposed, Known, Verdict
 from pmwatch.model import BY_HAND, Dedup, Delivery, Destination, Fingerprint, Order, Outcome, Settled, State, Target
 
 _FOLDER_REMOVED: Final = "folder_removed"
+_NO_FOLDER: Final = "its folder is no longer in the configuration"
+_MAY_GO: Final = (State.QUEUED, State.HELD, State.FAILED)
+_AT_ONCE: Final = 1.0
+"""A time that is past, for 0 says that nothing is due."""
+
 _d: Final = deliveries.c
 
 Mapper = Callable[[bytes], tuple[Target, Order] | None]
@@ -74,15 +81,18 @@ class Ledger(People, Care, Questions):
 
     # ---- start ------------------------------------------------------------------------------------------
 
-    def recover(self) -> int:
-        """Give back what was under way when the process before this one ended; return how many. Idempotent.
+    def recover(self, *, blocking: Collection[str] = ()) -> int:
+        """Give back what was under way when the process before this one died; return how many. Idempotent.
 
         A remembered URL makes the reason `answer_lost`: the bytes may have arrived. What was under way
-        `MAX_RECOVERIES` times is held, for it may be what kills the process.
+        `MAX_RECOVERIES` times is held, for it may be what kills the process; in folders that are `blocking` those
+        behind it wait for a person.
         """
 
         def work(c: Connection) -> int:
             c.execute(update(deliveries).where(_d.state == State.UPLOADED).values(not_before=0.0))
+            undone = and_(_d.state == State.FAILED, _d.not_before > 0)
+            c.execute(update(deliveries).where(undone).values(not_before=_AT_ONCE))
             rows = c.execute(select(deliveries).where(_d.state == State.UPLOADING, _d.folder != BY_HAND)).all()
             for row in rows:
                 reached("during_recovery")
@@ -92,6 +102,7 @@ class Ledger(People, Care, Questions):
                 detail = f"pmwatch died {tries} times while uploading it" if held else ""
                 to = State.HELD if held else State.QUEUED
                 values = {"recoveries": tries, "reason": reason, "detail": detail, "inflight_sha256": None}
+                values |= {"blocks": int(held and row.folder in blocking)}
                 move_one(
                     c,
                     row.id,
@@ -114,17 +125,62 @@ class Ledger(People, Care, Questions):
 
         self._write(work)
 
-    def retarget(self, folder: str, target_of: Mapper) -> int:
-        """Point waiting deliveries of `folder` to where the configuration says now; return how many changed.
+    def hand_back(self) -> int:
+        """Give back what this process still holds when it ends as it should, which is no crash; return how many."""
 
-        Also forgets resolved names, so that they are asked for again.
+        def work(c: Connection) -> int:
+            rows = c.execute(select(deliveries).where(_d.state == State.UPLOADING, _d.folder != BY_HAND)).all()
+            detail = "pmwatch stopped while it was being uploaded"
+            values = {"reason": "interrupted", "detail": detail, "inflight_sha256": None}
+            move_all(c, [(row, values) for row in rows], State.UPLOADING, State.QUEUED)
+            return len(rows)
+
+        return self._write(work)
+
+    def retarget(self, folder: str, target_of: Mapper) -> int:
+        """Point deliveries of `folder` that may still go to where the configuration says now; return how many changed.
+
+        What is under way keeps its target, which `redirect` changes before the next attempt.
         """
         return self._write(lambda c: _retarget(c, folder, target_of))
+
+    def redirect(self, delivery: Delivery, target: Target, order: Order) -> None:
+        """Give a claimed delivery back that was not begun, on its way to another target."""
+
+        def work(c: Connection) -> None:
+            values = target_values(c, target, order) | {"presigned_url": "", "inflight_sha256": None}
+            move_claimed(c, delivery, State.QUEUED, values | {"attempts": delivery.attempts - 1})
+
+        self._write(work)
 
     def adopt(self, folders: Iterable[str]) -> None:
         """Hold what waits for folders that are no longer configured; release it where they are back."""
         known = tuple(folders)
         self._write(lambda c: _adopt(c, known))
+
+    def hold_without_folder(self, delivery: Delivery) -> None:
+        """Hold a claimed delivery whose folder a reload has removed, until `adopt` knows it again."""
+        values = {"reason": _FOLDER_REMOVED, "detail": _NO_FOLDER} | SETTLED_VALUES
+        self._write(lambda c: move_claimed(c, delivery, State.HELD, values))
+
+    def forget_destination(self, target: Target) -> None:
+        """Forget which ids a target's names stood for, also for what waits, so that they are resolved anew.
+
+        A URL for the old ids is forgotten with them.
+        """
+        names = target_names(target)
+
+        def work(c: Connection) -> None:
+            c.execute(delete(destinations).where(*(destinations.c[name] == value for name, value in names.items())))
+            waiting = and_(*(_d[name] == value for name, value in names.items()), _d.state == State.QUEUED)
+            unordered = func.substr(_d.lane, -1) == UNORDERED_SUFFIX
+            for order, such in ((Order.ARRIVAL, ~unordered), (Order.NONE, unordered)):
+                lane = lane_of(target, None, order)
+                ensure_lane(c, lane, order)
+                values = destination_values(None) | {"lane": lane, "presigned_url": ""}
+                c.execute(update(deliveries).where(waiting, such).values(**values))
+
+        self._write(work)
 
     def forget_destinations(self) -> None:
         """Forget which ids names stood for, so that they are resolved anew."""
@@ -261,20 +317,23 @@ class Ledger(People, Care, Questions):
 
     def uploaded(self, arrived: Sequence[Arrived]) -> None:
         """The storage confirmed exactly these bytes. Where the source stays, that is the end."""
-        for dispose in (True, False):
-            values = [
-                (
-                    one.delivery,
-                    {"sha256": one.sha256, "etag": one.etag, "detail": one.detail, "uploaded_at": one.at}
-                    | {"outcome": Outcome.UPLOADED, "reason": ""}
-                    | ending(one.at, dispose=dispose),
-                )
-                for one in arrived
-                if one.dispose is dispose
-            ]
-            if values:
-                to = State.UPLOADED if dispose else State.DONE
-                self._write(lambda c, values=values, to=to: move_all_claimed(c, values, to))  # type: ignore[misc]
+
+        def work(c: Connection) -> None:
+            placed = list(zip(arrived, arrivals(c, arrived), strict=True))
+            for dispose in (True, False):
+                values = [
+                    (
+                        one.delivery,
+                        {"sha256": one.sha256, "etag": one.etag, "detail": one.detail, "uploaded_at": one.at}
+                        | {"outcome": Outcome.UPLOADED, "reason": "", "arrival": place}
+                        | ending(one.at, dispose=dispose),
+                    )
+                    for one, place in placed
+                    if one.dispose is dispose
+                ]
+                move_all_claimed(c, values, State.UPLOADED if dispose else State.DONE)
+
+        self._write(work)
 
     def duplicate(self, delivery: Delivery, *, sha256: str, of: int, now: float, dispose: bool) -> None:
         """The content had gone before: nothing is sent, and the source is disposed of like an uploaded one."""
@@ -375,16 +434,48 @@ class Ledger(People, Care, Questions):
         now: float,
         location: bytes = b"",
         blocks: bool = False,
+        to_quarantine: bool = False,
     ) -> None:
-        """End a claimed delivery as held, failed or vanished; with `blocks` those behind it wait for a person."""
+        """End a claimed delivery as held, failed or vanished; with `blocks` those behind it wait for a person.
+
+        `to_quarantine` leases it to the caller, who moves its source and then says `moved`.
+        """
         values = {"reason": reason, "detail": detail, "finished_at": now, "location": location, "blocks": int(blocks)}
-        values |= {"kept": int(not location)} | SETTLED_VALUES
+        values |= {"kept": int(not location), "not_before": now + DISPOSAL_LEASE_SECONDS if to_quarantine else 0.0}
+        values |= SETTLED_VALUES
         self._write(lambda c: move_claimed(c, delivery, to, values))
 
-    def moved(self, delivery: Delivery, location: bytes) -> None:
-        """A failed source now lies at `location` (quarantine)."""
-        change = update(deliveries).where(_d.id == delivery.id).values(location=location, kept=0)
-        self._write(lambda c: c.execute(change) and None)
+    def claim_quarantine(self, *, now: float) -> Delivery | None:
+        """Claim a failed delivery whose source still has to be put into quarantine, for a minute."""
+        given = {"now": now}
+        if self._read(lambda c: c.execute(NEXT_QUARANTINE, given).first()) is None:
+            return None
+
+        def work(c: Connection) -> Delivery | None:
+            row = c.execute(NEXT_QUARANTINE, given).first()
+            if row is None:
+                return None
+            lease = {"not_before": now + DISPOSAL_LEASE_SECONDS}
+            move_one(c, row.id, row.folder, State.FAILED, State.FAILED, lease)
+            return delivery_of(row)
+
+        return self._write(work, durable=False)
+
+    def moved(self, delivery: Delivery, location: bytes, *, again_at: float = 0.0) -> None:
+        """A failed source now lies at `location` (quarantine), or, where that is empty, is still in its place.
+
+        `again_at` is when the move shall be tried again; 0 for never. What a person has queued meanwhile goes from
+        there.
+        """
+        place = {"location": location, "kept": 0} if location else {}
+
+        def work(c: Connection) -> None:
+            if place:
+                c.execute(update(deliveries).where(_d.id == delivery.id).values(**place))
+            failed = and_(_d.id == delivery.id, _d.state == State.FAILED)
+            c.execute(update(deliveries).where(failed).values(not_before=again_at))
+
+        self._write(work)
 
     # ---- destinations -----------------------------------------------------------------------------------
 
@@ -427,7 +518,7 @@ class Ledger(People, Care, Questions):
 def _retarget(c: Connection, folder: str, target_of: Mapper) -> int:
     changed = 0
     columns = (_d.id, _d.path, *(_d[name] for name in TARGET), _d.lane)
-    rows = c.execute(select(*columns).where(_d.folder == folder, _d.state == State.QUEUED)).all()
+    rows = c.execute(select(*columns).where(_d.folder == folder, _d.state.in_(_MAY_GO))).all()
     for row in rows:
         found = target_of(row.path)
         if found is None:
@@ -443,9 +534,8 @@ def _retarget(c: Connection, folder: str, target_of: Mapper) -> int:
 
 def _adopt(c: Connection, known: Sequence[str]) -> None:
     gone = select(_d.id, _d.folder).where(_d.state == State.QUEUED, _d.folder.not_in(known))
-    detail = "its folder is no longer in the configuration"
     for row in c.execute(gone).all():
-        values = {"reason": _FOLDER_REMOVED, "detail": detail, "presigned_url": ""}
+        values = {"reason": _FOLDER_REMOVED, "detail": _NO_FOLDER, "presigned_url": ""}
         move_one(c, row.id, row.folder, State.QUEUED, State.HELD, values)
     back = select(_d.id, _d.folder).where(_d.state == State.HELD, _d.reason == _FOLDER_REMOVED, _d.folder.in_(known))
     for row in c.execute(back).all():

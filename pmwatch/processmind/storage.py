@@ -218,12 +218,21 @@ def _receipt(response: httpx.Response, url: str) -> Receipt:
 _EXPIRED_CODES: Final = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken")
 _THROTTLE_CODES: Final = ("SlowDown", "RequestLimitExceeded", "ServiceUnavailable", "ThrottlingException")
 _AGAIN_CODES: Final = ("BadDigest", "RequestTimeout", "IncompleteBody", "InternalError", "OperationAborted")
+_DESTINATION_CODES: Final = (  # of the bucket and of who signed the URL: no other file would fare better
+    "AccessDenied",
+    "AccountProblem",
+    "AllAccessDisabled",
+    "InvalidAccessKeyId",
+    "InvalidSecurity",
+    "NoSuchBucket",
+)
 _QUERY: Final = re.compile(r"\S*(?:X-Amz-|AWSAccessKeyId=|Signature=)\S*", re.IGNORECASE)  # part of a presigned URL
 _HINTS: Final = {
     "SignatureDoesNotMatch": "The URL was changed on the way, or a proxy changes headers. The URL signs: {signed}.",
     "RequestTimeTooSkewed": "The clocks differ too much: check NTP on this machine.",
     "EntityTooLarge": "S3 takes at most 5 GiB in one PUT; split the export.",
-    "AccessDenied": "The storage refuses this URL; ask ProcessMind's support with the request id.",
+    "AccessDenied": "The storage refuses what ProcessMind has signed; ask ProcessMind's support with the request id.",
+    "InvalidAccessKeyId": "ProcessMind signs with a key that its storage does not know; ask its support.",
     "NoSuchBucket": "ProcessMind's storage is not set up; ask its support with the request id.",
 }
 
@@ -252,7 +261,7 @@ def _error_class(status: int, code: str, said: str, url: str) -> type[RemoteErro
         return ServerFault  # no S3 said this: a proxy in between refuses, whatever the file
     if status in (429, 503) or code in _THROTTLE_CODES:
         return Throttled
-    if code == "RequestTimeTooSkewed" or status >= 500 or status < 400:
+    if code == "RequestTimeTooSkewed" or code in _DESTINATION_CODES or status >= 500 or status < 400:
         return ServerFault
     return RemoteError if code in _AGAIN_CODES or status in (408, 409) else Rejected
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pmwatch.errors import AlreadyThere, Interrupted, PmwatchError, Rejected, SourceChanged, UrlExpired
+from pmwatch.errors import AlreadyThere, Interrupted, PmwatchError, Rejected, ServerFault, SourceChanged, UrlExpired
 from pmwatch.model import MAX_PUT_BYTES
 from pmwatch.processmind import Http, Receipt, Storage
 from pmwatch.sandbox import SandboxServer
@@ -112,9 +112,9 @@ def test_the_answer_for_an_expired_url_alone_decides(
         put(storage, url, b"id\n1\n")
 
 
-def test_an_unknown_key_id_is_rejected(server: S3Server, storage: Storage) -> None:
+def test_an_unknown_key_id_is_trouble_of_the_destination(server: S3Server, storage: Storage) -> None:
     url = server.signed_url("stranger.csv", access_key_id="AKSTRANGER")
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(ServerFault) as caught:
         put(storage, url, b"id\n1\n")
     assert caught.value.code == "InvalidAccessKeyId"
     assert server.stored(url) is None

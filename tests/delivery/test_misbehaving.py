@@ -47,6 +47,7 @@ TOKEN = "canary-session-token-IQoJb3JpZ2lu"
 CREDENTIAL = "canaryAKIAEXAMPLE"
 CANARIES = (API_KEY, SIGNATURE, TOKEN)
 TARGET = Target("acme", "table-1")
+DESTINATION = Destination("tenant-1", "dataset-1", "table-1")
 CONTENT = b"case,activity\n" + b"1,a\n" * 20_000
 ETAG = {"ETag": f'"{hashlib.md5(CONTENT).hexdigest()}"'}
 STORED = answer(200, headers=ETAG)
@@ -99,8 +100,10 @@ STORAGE = {
     "400 expired token": Row([error(400, "ExpiredToken")], "uploaded"),
     "403 skewed": Row([error(403, "RequestTimeTooSkewed")], "gate", "server_fault"),
     "403 signature": Row([error(403, "SignatureDoesNotMatch")], "failed", "rejected"),
-    "403 denied": Row([error(403, "AccessDenied")], "failed", "rejected"),
-    "404": Row([error(404, "NoSuchBucket")], "failed", "rejected"),
+    "403 denied": Row([error(403, "AccessDenied")], "gate", "server_fault"),
+    "403 of an unknown key": Row([error(403, "InvalidAccessKeyId")], "gate", "server_fault"),
+    "404": Row([error(404, "NoSuchBucket")], "gate", "server_fault"),
+    "404 of something else": Row([error(404, "NoSuchUpload")], "failed", "rejected"),
     "409": Row([error(409, "OperationAborted")], "retry", "remote"),
     "411": Row([error(411, "MissingContentLength")], "failed", "rejected"),
     "413": Row([error(413, "EntityTooLarge")], "failed", "rejected"),
@@ -189,7 +192,7 @@ class World:
         remote = ProcessMindRemote(
             http=self.http, storage=storage, base_url=self.api.url, tenants=self.tenants, keys=keys
         )
-        self.ledger.resolve(TARGET, Destination("tenant-1", "dataset-1", "table-1"))
+        self.ledger.resolve(TARGET, DESTINATION)
         self.uploader = Uploader(
             ledger=self.ledger,
             remote=remote,
@@ -226,6 +229,8 @@ class World:
                 return
             if delivery.state in {State.FAILED, State.HELD}:
                 self.ledger.requeue([delivery.id])
+            for target in self.ledger.unresolved():  # after a 404 its ids are asked for again
+                self.ledger.resolve(target, DESTINATION)
             self.clock.advance(120.0)
             self.uploader.run_one()
         pytest.fail(f"it never arrived: {self.reports}")

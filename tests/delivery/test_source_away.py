@@ -81,11 +81,9 @@ def test_what_stays_away_has_vanished_once_it_is_given_up(world: World, other_de
     else:
         unmount(world)
     world.run()
-    world.clock.advance(GIVE_UP_SECONDS - 1)
-    world.run()
+    world.try_for(GIVE_UP_SECONDS - 1)
     assert world.get(id_).state is State.QUEUED
-    world.clock.advance(120)
-    world.run()
+    world.try_for(GIVE_UP_SECONDS / 10)
     assert world.get(id_).state is State.VANISHED
     assert not list(world.base.rglob("*.error.json"))
 

@@ -159,11 +159,11 @@ def test_once_exits_1_where_a_folder_cannot_be_read(daemon: Daemon, drop: Path) 
 def test_a_rejected_file_goes_to_quarantine_and_retry_sends_it(
     daemon: Daemon, sandbox: SandboxServer, drop: Path
 ) -> None:
-    sandbox.faults.add(Fault(method="PUT", status=403, code="AccessDenied", times=1))
+    sandbox.faults.add(Fault(method="PUT", status=400, code="InvalidArgument", times=1))
     daemon.start()
     (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
     failed = daemon.wait_event("upload failed")[0]
-    assert failed["s3_code"] == "AccessDenied"
+    assert failed["s3_code"] == "InvalidArgument"
     told = wait_for("the record", lambda: list((drop / ".pmwatch" / "quarantine").glob("*.error.json")))
     facts = json.loads(told[0].read_text())
     assert facts["file"] == "a.csv"

@@ -220,3 +220,43 @@ def test_a_file_that_is_dropped_again_after_it_was_archived_is_a_duplicate_of_it
     again = claimed(ledger)
     assert (again.id, again.previous_id) == (second, first)
     assert ledger.decide([([(again, sha("A"), Dedup.CONTENT)])[0]])[0] == Decided(Verdict.DUPLICATE, first)
+
+
+@pytest.mark.parametrize("end", ["superseded", "discarded", "crash_loop", "another datatable"])
+def test_a_kept_file_whose_bytes_never_arrived_there_is_sent_when_it_comes_again(end: str, ledger: Ledger) -> None:
+    drop(ledger, "a.csv", look(1), target=OTHER if end == "another datatable" else TARGET)
+    first = claimed(ledger)
+    ledger.decide([(first, sha("A"), Dedup.CONTENT)])  # the row knows the hash from here on
+    if end == "superseded":
+        back(ledger, first)
+        drop(ledger, "b.csv", look(1), supersedes=True)
+        ledger.end(claimed(ledger), State.FAILED, reason="r", detail="", now=1.0)
+    elif end == "discarded":
+        back(ledger, first)
+        ledger.discard([first.id], now=1.0)
+    elif end == "crash_loop":
+        ledger.recover()
+        for _ in range(MAX_RECOVERIES - 1):
+            claimed(ledger)
+            ledger.recover()
+        assert current(ledger, first.id).state is State.HELD
+    else:
+        succeed(ledger, first, "A")
+    drop(ledger, "a.csv", look(2))
+    assert ledger.decide([(claimed(ledger), sha("A"), Dedup.CONTENT)]) == [Decided(Verdict.SEND)]
+
+
+# ---- clocks ------------------------------------------------------------------------------------------------------
+
+
+def test_the_latest_is_what_arrived_last_also_where_the_clock_stepped_back(ledger: Ledger) -> None:
+    sent(ledger, "1.csv", "A", look(1), now=9000.0)
+    second = sent(ledger, "2.csv", "B", look(1, size=20), now=5000.0)
+    drop(ledger, "3.csv", look(1))
+    again = claimed(ledger)
+    assert ledger.last_size(again) == 20
+    assert ledger.decide([(again, sha("A"), Dedup.LATEST)]) == [Decided(Verdict.SEND)]
+    succeed(ledger, again, "A", now=4000.0)
+    found = ledger.uploads("orders", since=0.0, until=1e4)
+    assert [one.path for one in found] == [b"1.csv", b"2.csv", b"3.csv"]
+    assert found[1].id == second

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmwatch.ledger import Ledger
+from pmwatch.ledger import Action, Ledger
 from pmwatch.model import Order, Outcome, State, Target
-from support.ledgers import TARGET, back, claimed, current, drop, look, opened, succeed
+from support.ledgers import TARGET, back, claimed, current, drop, look, opened, sent, succeed
 
 NAMES = ["b.csv", "sub/a.csv", "c.csv", "A.csv"]
 
@@ -148,3 +148,38 @@ def test_files_for_another_datatable_are_not_superseded(tmp_path: Path) -> None:
         first = drop(ledger, "a.csv", target=other, supersedes=True)
         drop(ledger, "b.csv", target=TARGET, supersedes=True)
         assert current(ledger, first).state is State.QUEUED
+
+
+@pytest.mark.parametrize("order", [Order.MTIME, Order.NAME])
+def test_the_newest_is_the_last_one_in_the_folders_order_and_not_what_came_last(order: Order, tmp_path: Path) -> None:
+    with opened(tmp_path) as ledger:
+        newest = drop(ledger, "2.csv", look(2), order=order, supersedes=True)
+        older = drop(ledger, "1.csv", look(1), order=order, supersedes=True)
+        assert current(ledger, newest).state is State.QUEUED
+        assert (current(ledger, older).state, current(ledger, older).outcome) == (State.DONE, Outcome.SUPERSEDED)
+
+
+def test_what_a_person_wants_sent_is_not_superseded(tmp_path: Path) -> None:
+    with opened(tmp_path) as ledger:
+        first = sent(ledger, "0.csv", "A")
+        by = Action(1.0, "ann", "resend", "")
+        [again] = ledger.resend([first], order_of=lambda _: Order.ARRIVAL, by=by)
+        released = drop(ledger, "1.csv", held="shrunk")
+        assert ledger.requeue([released], release=True) == 1
+        newest = drop(ledger, "2.csv", supersedes=True)
+        assert {current(ledger, id_).state for id_ in (again, released, newest)} == {State.QUEUED}
+
+
+def test_a_held_file_supersedes_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path) as ledger:
+        waiting = drop(ledger, "1.csv", supersedes=True)
+        drop(ledger, "2.csv", supersedes=True, held="shrunk")
+        assert current(ledger, waiting).state is State.QUEUED
+
+
+def test_a_file_that_changes_while_it_waits_is_the_newest_again(tmp_path: Path) -> None:
+    with opened(tmp_path) as ledger:
+        first = drop(ledger, "1.csv", look(1))
+        second = drop(ledger, "2.csv", look(2))
+        assert drop(ledger, "1.csv", look(3), supersedes=True) == first
+        assert current(ledger, second).outcome == Outcome.SUPERSEDED

@@ -364,20 +364,21 @@ EXPIRED = xml_error("AccessDenied", "Request has expired")
         (400, EXPIRED, UrlExpired, "AccessDenied"),
         (403, EXPIRED, UrlExpired, "AccessDenied"),
         (400, xml_error("ExpiredToken", "The provided token has expired."), UrlExpired, "ExpiredToken"),
-        (403, xml_error("AccessDenied", "Access Denied"), Rejected, "AccessDenied"),
+        (403, xml_error("AccessDenied", "Access Denied"), ServerFault, "AccessDenied"),
+        (403, xml_error("InvalidAccessKeyId", "unknown"), ServerFault, "InvalidAccessKeyId"),
         (403, xml_error("SignatureDoesNotMatch", "no"), Rejected, "SignatureDoesNotMatch"),
         (403, xml_error("RequestTimeTooSkewed", "clock"), ServerFault, "RequestTimeTooSkewed"),
         (400, xml_error("BadDigest", "md5"), RemoteError, "BadDigest"),
         (400, xml_error("RequestTimeout", "slow"), RemoteError, "RequestTimeout"),
         (409, xml_error("ConditionalRequestConflict", "at once"), RemoteError, "ConditionalRequestConflict"),
-        (404, xml_error("NoSuchBucket", "gone"), Rejected, "NoSuchBucket"),
+        (404, xml_error("NoSuchBucket", "gone"), ServerFault, "NoSuchBucket"),
         (412, xml_error("PreconditionFailed", "there"), AlreadyThere, "PreconditionFailed"),
         (500, xml_error("InternalError", "oops"), ServerFault, "InternalError"),
         (503, xml_error("SlowDown", "less"), Throttled, "SlowDown"),
         (503, b"<html>busy", Throttled, ""),
         (400, b"<Error><Code>Broken", Rejected, ""),
         (403, b"", ServerFault, ""),
-        (403, b"\xff\xfe\x00<Code>AccessDenied</Code>", Rejected, "AccessDenied"),
+        (403, b"\xff\xfe\x00<Code>AccessDenied</Code>", ServerFault, "AccessDenied"),
         (403, b"<Code>" + b"x" * 200 + b"</Code><Message>" + b"m" * 5000, ServerFault, ""),
         (403, b"<!DOCTYPE x [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><Code>&a;</Code>", ServerFault, ""),
     ],
@@ -469,7 +470,7 @@ def test_redirects_in_a_circle_end(http: Http) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "kind"), [(EXPIRED, UrlExpired), (xml_error("AccessDenied", "Access Denied"), Rejected)]
+    ("body", "kind"), [(EXPIRED, UrlExpired), (xml_error("SignatureDoesNotMatch", "no"), Rejected)]
 )
 def test_a_refusal_in_the_middle_of_a_large_body_is_understood(
     http: Http, body: bytes, kind: type[RemoteError]

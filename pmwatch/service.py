@@ -246,11 +246,11 @@ class Service:
 
         Raises LedgerError, and then nothing has changed.
         """
-        self.ledger.configure({folder.name: _target_of(folder) for folder in settings.folders})
-        self._settings = settings
+        folders = {folder.name: folder for folder in settings.folders}
+        rules = {folder.name: Rules(folder) for folder in settings.folders if folder.levels}
+        self.ledger.configure({name: _target_of(folder) for name, folder in folders.items()})
+        self._settings, self._folders, self._rules = settings, folders, rules
         self.keys = KeyRing(settings.tenants, on_key=register_secret)
-        self._rules = {folder.name: Rules(folder) for folder in settings.folders if folder.levels}
-        self._folders = {folder.name: folder for folder in settings.folders}
         self._remote = self._remote_factory(settings, self.http, self.keys)
         self._keep_gates()
         self.limits.most = Most(

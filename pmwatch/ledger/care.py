@@ -80,7 +80,7 @@ class Care(Base):
     def bring_near(self, *, now: float, longest: float) -> int:
         """Make due what waits for a time more than `longest` seconds ahead: the clock was set back. Return how many."""
         longest = max(longest, DISPOSAL_LEASE_SECONDS)
-        far = and_(_d.state.in_((State.QUEUED, State.UPLOADED)), _d.not_before > now + longest)
+        far = and_(_d.state.in_((State.QUEUED, State.UPLOADED, State.FAILED)), _d.not_before > now + longest)
         if self._read(lambda c: c.execute(select(_d.id).where(far).limit(1)).first()) is None:
             return 0
         return self._write(lambda c: c.execute(update(deliveries).where(far).values(not_before=now)).rowcount)

@@ -248,7 +248,10 @@ def test_what_waits_for_a_time_that_no_wait_reaches_is_due(tmp_path: Path) -> No
         back(ledger, claimed(ledger), not_before=1300.5)
         succeed(ledger, claim_of(ledger, drop(ledger, "moved.csv", order=Order.NONE)), "A", now=90_000.0, dispose=True)
         assert ledger.claim_disposal(now=1000.0) is None
-        assert ledger.bring_near(now=1000.0, longest=300.0) == 2
+        bad = claim_of(ledger, drop(ledger, "bad.csv", order=Order.NONE))
+        ledger.end(bad, State.FAILED, reason="invalid", detail="", now=90_000.0, to_quarantine=True)
+        assert ledger.bring_near(now=1000.0, longest=300.0) == 3
+        assert current(ledger, bad.id).not_before == 1000.0
         assert (current(ledger, near).not_before, current(ledger, far).not_before) == (1300.0, 1000.0)
         assert ledger.claim_disposal(now=1000.0) is not None
         assert claimed(ledger).id == far

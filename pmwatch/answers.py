@@ -12,6 +12,7 @@ from pmwatch.delivery.gates import Gate, Gates
 from pmwatch.errors import PmwatchError
 from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person, why
 from pmwatch.intake.folder import FolderIntake
+from pmwatch.intake.rules import UNMAPPED
 from pmwatch.intake.watch import Watcher
 from pmwatch.ledger import Ledger
 from pmwatch.metrics import Samples
@@ -123,6 +124,11 @@ class Answers:
             },
             "pmwatch_blocked_files": {(name,): blocked.get(name, 0) for name in intakes},
             "pmwatch_settling_files": {(name,): status.settling for name, status in intakes.items()},
+            "pmwatch_ignored_files": {
+                (name, reason): n
+                for name, status in intakes.items()
+                for reason, n in ({UNMAPPED: 0} | status.ignored).items()
+            },
             "pmwatch_oldest_unsettled_seconds": {
                 (name,): max(0.0, now - status.oldest_unsettled_at) if status.oldest_unsettled_at else 0.0
                 for name, status in intakes.items()

@@ -17,9 +17,11 @@ from pmwatch.cli.common import (
     settings_of,
 )
 from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person
+from pmwatch.intake.rules import UNMAPPED
 from pmwatch.model import State, format_duration, format_size
 
 _SHOWN_STATES = ("queued", "uploading", "uploaded", "done", "held", "failed", "vanished")
+_UNMAPPED_HINT = "Their directories lead to no datatable; pmwatch doctor lists them."
 
 
 @app.command()
@@ -57,18 +59,14 @@ def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, jso
 def _show(found: dict[str, Any]) -> None:
     out = console()
     out.print(found["summary"])
-    table = Table("folder", "watch", "settling", *_SHOWN_STATES)
+    table = Table("folder", "watch", "settling", "ignored", *_SHOWN_STATES)
     for folder in found["folders"]:
         counts = [str(folder["states"].get(state, 0)) for state in _SHOWN_STATES]
         watch = ("polled" if folder.get("polled") else "up") if folder["up"] else "down"
-        table.add_row(folder["name"], watch, str(folder["settling"]), *counts)
+        ignored = str(sum(folder["ignored"].values())) if "ignored" in folder else ""
+        table.add_row(folder["name"], watch, str(folder["settling"]), ignored, *counts)
     out.print(table)
-    for folder in found["folders"]:
-        if folder["problem"]:
-            out.print(f"folder {folder['name']}: {folder['problem']}\n  {folder.get('hint', '')}")
-        for one in folder.get("never_settling", []):
-            since = format_duration(one["seconds"])
-            out.print(f"{one['path']} in folder {folder['name']} does not settle since {since}: {one['waits_for']}")
+    _show_folder_troubles(found["folders"])
     for gate in found["gates"]:
         if not gate["open"]:
             since = format_duration(gate["closed_seconds"])
@@ -86,6 +84,19 @@ def _show(found: dict[str, Any]) -> None:
     _show_deliveries(held, "these need a person; pmwatch why FILE tells what can be done")
     known = {one["id"] for one in held}
     _show_deliveries([one for one in found["deliveries"] if one["id"] not in known][:20], "the latest files")
+
+
+def _show_folder_troubles(folders: list[dict[str, Any]]) -> None:
+    out = console()
+    for folder in folders:
+        if folder["problem"]:
+            out.print(f"folder {folder['name']}: {folder['problem']}\n  {folder.get('hint', '')}")
+        unmapped = folder.get("ignored", {}).get(UNMAPPED)
+        if unmapped:
+            out.print(f"folder {folder['name']}: unmapped files: {unmapped}\n  {_UNMAPPED_HINT}")
+        for one in folder.get("never_settling", []):
+            since = format_duration(one["seconds"])
+            out.print(f"{one['path']} in folder {folder['name']} does not settle since {since}: {one['waits_for']}")
 
 
 def _show_deliveries(deliveries: list[dict[str, Any]], heading: str) -> None:

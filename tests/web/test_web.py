@@ -23,6 +23,7 @@ def status() -> dict[str, object]:
                 "problem": "gone",
                 "hint": "mount it",
                 "settling": 1,
+                "ignored": {"unmapped": 2, "unsupported type": 5},
                 "never_settling": [{"path": "<u>slow.csv", "seconds": 7200.0, "waits_for": "its marker"}],
                 "states": dict.fromkeys(("queued", "uploading", "uploaded", "done", "held", "failed", "vanished"), 2),
             }
@@ -122,3 +123,7 @@ def test_nothing_can_be_changed_over_http() -> None:
             return (await browser.post("/api/v1/status")).status_code
 
     assert asyncio.run(post()) == 405
+
+
+def test_the_page_tells_how_many_files_are_left_alone_and_how_many_lie_where_they_cannot_go() -> None:
+    assert '<td class="n">7<br><span class="bad">2 unmapped</span>' in run("/").text

@@ -473,12 +473,17 @@ class Service:
             self._log.error("reload refused", problems=error.problems, hint="The old configuration stays in force.")
             return
         fixed = [name for name in ("http", "api", "log") if getattr(settings, name) != getattr(self._settings, name)]
-        if settings.state.dir != self._settings.state.dir:
+        hint, used = {}, self.ledger.state_dir
+        if os.path.normpath(settings.state.dir) != os.path.normpath(used):
             fixed.append("state.dir")
+            hint["hint"] = (
+                f"pmwatch stays in {used} until then, but its commands look into {settings.state.dir} now: "
+                f"give them --state-dir {used}."
+            )
         if settings.delivery.max_parallel != self._settings.delivery.max_parallel:
             fixed.append("delivery.max_parallel")
         if fixed:
-            self._log.warning("restart needed", sections=fixed, why="these take effect only at start")
+            self._log.warning("restart needed", sections=fixed, why="these take effect only at start", **hint)
         before = dict(self._folders)
         self._apply(settings)
         changed = [name for name, folder in before.items() if self._folders.get(name) != folder]

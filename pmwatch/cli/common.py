@@ -6,14 +6,15 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlencode
 
 import typer
 from rich.console import Console
 
-from pmwatch.config import Settings, load
-from pmwatch.errors import LedgerError
+from pmwatch.config import Settings, load, state_dir_of
+from pmwatch.errors import ConfigError, LedgerError
 from pmwatch.health import reachable
 from pmwatch.lock import read_holder
 
@@ -69,6 +70,36 @@ def settings_of(
     return load(config or DEFAULT_CONFIG, flags=flags)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The state directory that a command asks about, and the configuration, or what is wrong with it."""
+
+    state_dir: str
+    read: Settings | ConfigError
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration. Raises ConfigError where only the daemon could answer, and does not."""
+        if isinstance(self.read, ConfigError):
+            raise self.read
+        return self.read
+
+
+def place_of(config: str | None, *, state_dir: str | None = None) -> Place:
+    """Return where to ask. A wrong configuration is no more than a warning while a daemon runs on with the old one."""
+    try:
+        settings = settings_of(config, state_dir=state_dir)
+    except ConfigError as error:
+        named = state_dir or state_dir_of(config or DEFAULT_CONFIG)
+        if not read_holder(named):
+            raise
+        more = f" (and {len(error.problems) - 1} more; see pmwatch check)" if len(error.problems) > 1 else ""
+        said = f"the configuration is wrong: {error.problems[0]}{more}; the daemon runs on with the old one"
+        sys.stderr.write(f"pmwatch: {said}\n")
+        return Place(named, error)
+    return Place(settings.state.dir, settings)
+
+
 def http_of(settings: Settings | None) -> "Http":
     """Return connections as the configuration wants them, or plain ones without any."""
     from pmwatch.processmind import Http, Timeouts, open_http
@@ -105,9 +136,9 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def ask_daemon(settings: Settings, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+def ask_daemon(state_dir: str, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
     """Ask the running pmwatch; None where none runs with this state directory, or it does not answer."""
-    address = str(read_holder(settings.state.dir).get("http", ""))
+    address = str(read_holder(state_dir).get("http", ""))
     if not address:
         return None
     url = f"http://{reachable(address)}{path}" + (f"?{urlencode(query, errors='surrogateescape')}" if query else "")

@@ -13,8 +13,8 @@ from pmwatch.cli.common import (
     ask_daemon,
     console,
     open_ledger,
+    place_of,
     print_json,
-    settings_of,
 )
 from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person
 from pmwatch.intake.rules import UNMAPPED
@@ -27,9 +27,10 @@ _UNMAPPED_HINT = "Their directories lead to no datatable; pmwatch doctor lists t
 @app.command()
 def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, json: JsonOption = False) -> None:
     """Show folders, what waits and why, and the latest files: from the running daemon, else from the ledger."""
-    settings = settings_of(config, state_dir=state_dir)
-    found = ask_daemon(settings, "/api/v1/status")
+    place = place_of(config, state_dir=state_dir)
+    found = ask_daemon(place.state_dir, "/api/v1/status")
     if found is None:
+        settings = place.settings
         with open_ledger(settings, read_only=True) as ledger:
             counts = ledger.counts()
             found = {

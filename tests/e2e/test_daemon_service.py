@@ -69,6 +69,35 @@ def test_a_bad_configuration_is_refused_on_reload_and_the_old_one_stays(
     assert any('did you mean "settle"' in problem for problem in refused["problems"])
     (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
     daemon.wait_done(1)
+    for broken in (daemon.config.read_text(), daemon.config.read_text() + "\nthis is no TOML\n"):
+        daemon.config.write_text(broken)
+        for words in (["health"], ["status"], ["history", "--folder", "orders"], ["why", str(drop / "a.csv")]):
+            told = daemon.command(*words)
+            assert told.returncode == 0, told.stderr
+            assert told.stderr.startswith("pmwatch: the configuration is wrong: ")
+            assert told.stderr.endswith("; the daemon runs on with the old one\n")
+            assert len(told.stderr.splitlines()) == 1
+            assert "a.csv" in told.stdout or words == ["health"]
+        assert daemon.command("retry", "--all").returncode == 78, "what changes something reads the whole configuration"
+    daemon.config.write_text("[[folders]]\n")
+    assert daemon.command("status").returncode == 78
+    assert daemon.command("status", "--state-dir", str(daemon.state)).returncode == 0
+    assert daemon.stop() == 0
+    for name in ("health", "status", "history"):
+        assert daemon.command(name, "--state-dir", str(daemon.state)).returncode == 78
+
+
+def test_another_state_directory_waits_for_a_restart_and_the_log_says_where_commands_look(daemon: Daemon) -> None:
+    daemon.start()
+    text = daemon.config.read_text()
+    daemon.config.write_text(text.replace(f'"{daemon.state}"', f'"{daemon.state}2"'))
+    for count in (1, 2):
+        daemon.signal(signal.SIGHUP)
+        told = daemon.wait_event("restart needed", count=count)[-1]
+        assert told["sections"] == ["state.dir"]
+        assert told["hint"].endswith(f"give them --state-dir {daemon.state}.")
+    assert daemon.command("health").returncode == 1
+    assert daemon.command("health", "--state-dir", str(daemon.state)).returncode == 0
 
 
 def test_a_corrected_datatable_takes_what_waits_along(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:

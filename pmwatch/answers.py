@@ -4,8 +4,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from pmwatch import __version__
 from pmwatch.delivery.gates import Gate, Gates
@@ -16,8 +16,10 @@ from pmwatch.intake.rules import UNMAPPED
 from pmwatch.intake.watch import Watcher
 from pmwatch.ledger import Ledger
 from pmwatch.metrics import Samples
-from pmwatch.model import Folder, State, Target, display
+from pmwatch.model import BY_HAND, PENDING, Folder, State, Target, display
 from pmwatch.processmind import Http
+
+_OPEN: Final = (*PENDING, State.HELD, State.FAILED)
 
 
 class Answers:
@@ -32,6 +34,7 @@ class Answers:
         http: Http,
         state_dir: str,
         intakes: Callable[[], list[FolderIntake]],
+        configured: Callable[[], Iterable[str]],
         unresolved: Callable[[], Mapping[Target, PmwatchError]],
         unaccounted: Mapping[str, int],
         phase: Callable[[], str],
@@ -43,6 +46,7 @@ class Answers:
         self._http = http
         self._state_dir = state_dir
         self._intakes = intakes
+        self._configured = configured
         self._unresolved = unresolved
         self._unaccounted = unaccounted
         self._phase = phase
@@ -72,7 +76,10 @@ class Answers:
             "phase": self._phase(),
             "started_at": self._started_at,
             "summary": self.summary(),
-            "folders": [_folder_status(intake, counts, now) for intake in self._intakes()],
+            "folders": [
+                *(_folder_status(intake, counts, now) for intake in self._intakes()),
+                *(_removed_status(name, counts) for name in self._removed(counts)),
+            ],
             "gates": [_gate_status(gate, now) for gate in self._gates.all()],
             "destinations": [
                 {"target": str(target), "message": error.message, "hint": error.hint}
@@ -117,7 +124,9 @@ class Answers:
         gates: Samples = {(gate.name,): float(gate.is_open) for gate in self._gates.all()}
         return {
             "pmwatch_deliveries": {
-                (name, str(state)): counts.get((name, state), 0) for name in intakes for state in State
+                (name, str(state)): counts.get((name, state), 0)
+                for name in [*intakes, *self._removed(counts)]
+                for state in State
             },
             "pmwatch_oldest_pending_seconds": {
                 (name,): max(0.0, now - oldest[name]) if name in oldest else 0.0 for name in intakes
@@ -144,6 +153,11 @@ class Answers:
             "pmwatch_clock_skew_seconds": {(): self._http.clock_skew_seconds},
         }
 
+    def _removed(self, counts: Mapping[tuple[str, str], int]) -> list[str]:
+        """Return the folders that are not in the configuration any more, and have files that did not end."""
+        still = {folder for (folder, state), n in counts.items() if n and state in _OPEN}
+        return sorted(still - {*self._configured(), BY_HAND})
+
     def _free_bytes(self) -> dict[tuple[str, ...], float]:
         folders = [intake.folder for intake in self._intakes()]
         places = {"state": self._state_dir} | {f"folder:{folder.name}": os.fsdecode(folder.root) for folder in folders}
@@ -162,6 +176,7 @@ def _folder_status(intake: FolderIntake, counts: Mapping[tuple[str, str], int], 
         "name": folder.name,
         "path": display(os.path.join(folder.root, *(level.encode() for level in folder.levels))),
         "target": _target_pattern(folder),
+        "configured": True,
         "up": status.up,
         "polled": status.polled,
         "never_settling": [
@@ -172,8 +187,29 @@ def _folder_status(intake: FolderIntake, counts: Mapping[tuple[str, str], int], 
         "hint": status.problem.hint if status.problem else "",
         "settling": status.settling,
         "ignored": status.ignored,
-        "states": {str(state): counts.get((folder.name, state), 0) for state in State},
+        "states": _states_of(folder.name, counts),
     }
+
+
+def _removed_status(name: str, counts: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "path": "",
+        "target": "",
+        "configured": False,
+        "up": False,
+        "polled": "",
+        "never_settling": [],
+        "problem": "",
+        "hint": "",
+        "settling": 0,
+        "ignored": {},
+        "states": _states_of(name, counts),
+    }
+
+
+def _states_of(name: str, counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    return {str(state): counts.get((name, state), 0) for state in State}
 
 
 def _target_pattern(folder: Folder) -> str:

@@ -155,6 +155,16 @@ class Reporter:
             hint=f"pmwatch backfill --folder {folder} sends them, pmwatch mark-seen --folder {folder} never will.",
         )
 
+    def folder_removed(self, folder: str, files: int) -> None:
+        """Log that files wait for a folder which is not in the configuration."""
+        self._log.warning(
+            "files of a removed folder are held",
+            folder=folder,
+            files=files,
+            hint=f"Put the folder back into the configuration and they go by themselves, or give them up: "
+            f"pmwatch discard --folder {folder}",
+        )
+
     def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:
         """Log, once a file, that it is still not complete (from an intake)."""
         self._log.warning(

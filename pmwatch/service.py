@@ -46,6 +46,7 @@ from pmwatch.model import (
     PENDING,
     Folder,
     Order,
+    State,
     Target,
     display,
 )
@@ -228,6 +229,7 @@ class Service:
             http=self.http,
             state_dir=settings.state.dir,
             intakes=lambda: [running.intake for running in list(self._intakes.values())],
+            configured=lambda: self._folders,
             unresolved=lambda: self._unresolved,
             unaccounted=self._unaccounted,
             phase=lambda: self._phase.value,
@@ -301,6 +303,7 @@ class Service:
             listen=self._web.address if self._web else "off",
             state_dir=self._settings.state.dir,
         )
+        self._say_what_is_held()
 
     def _loop(self) -> None:
         """Serve the mailbox until it is time to stop."""
@@ -472,6 +475,26 @@ class Service:
         except ConfigError as error:
             self._log.error("reload refused", problems=error.problems, hint="The old configuration stays in force.")
             return
+        self._say_what_needs_a_restart(settings)
+        before = dict(self._folders)
+        self._apply(settings)
+        removed = [name for name in before if name not in self._folders]
+        restarted = [name for name, folder in self._folders.items() if before.get(name, folder) != folder]
+        for name in removed + restarted:
+            self._stop_intake(name)
+        if removed:
+            self.ledger.adopt(self._folders)  # what an intake entered until it stopped
+        for name, folder in self._folders.items():
+            if name not in self._intakes:
+                self._start_intake(folder)
+        for tenant in settings.tenants:
+            self.gates.try_now(tenant.name)
+        self._wake_all()
+        added = [name for name in self._folders if name not in before]
+        self._log.info("reloaded", folders=len(self._folders), added=added, removed=removed, restarted=restarted)
+        self._say_what_is_held()
+
+    def _say_what_needs_a_restart(self, settings: Settings) -> None:
         fixed = [name for name in ("http", "api", "log") if getattr(settings, name) != getattr(self._settings, name)]
         hint, used = {}, self.ledger.state_dir
         if os.path.normpath(settings.state.dir) != os.path.normpath(used):
@@ -484,18 +507,12 @@ class Service:
             fixed.append("delivery.max_parallel")
         if fixed:
             self._log.warning("restart needed", sections=fixed, why="these take effect only at start", **hint)
-        before = dict(self._folders)
-        self._apply(settings)
-        changed = [name for name, folder in before.items() if self._folders.get(name) != folder]
-        for name in changed:
-            self._stop_intake(name)
-        for name, folder in self._folders.items():
-            if name not in self._intakes:
-                self._start_intake(folder)
-        for tenant in settings.tenants:
-            self.gates.try_now(tenant.name)
-        self._wake_all()
-        self._log.info("reloaded", folders=len(self._folders), restarted=changed)
+
+    def _say_what_is_held(self) -> None:
+        """Log how many files wait for folders that the configuration does not have any more."""
+        for name in sorted({folder for folder, _ in self.ledger.counts()} - set(self._folders)):
+            if files := len(self.ledger.ids(State.HELD, folder=name, reason="folder_removed")):
+                self._reporter.folder_removed(name, files)
 
     # ---- threads ----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlencode
@@ -17,6 +17,7 @@ from pmwatch.config import Settings, load, state_dir_of
 from pmwatch.errors import ConfigError, LedgerError
 from pmwatch.health import reachable
 from pmwatch.lock import read_holder
+from pmwatch.model import BY_HAND
 
 if TYPE_CHECKING:
     from pmwatch.ledger import Ledger
@@ -116,11 +117,23 @@ def http_of(settings: Settings | None) -> "Http":
     )
 
 
-def check_folder_name(settings: Settings, name: str | None) -> None:
-    """Refuse a folder that is not in the configuration: a typo must not look like "nothing to do"."""
+def check_folder_name(settings: Settings, name: str | None, *, ledger_too: bool = False) -> None:
+    """Refuse a folder that is not in the configuration: a typo must not look like "nothing to do".
+
+    With `ledger_too` one that was in it once, and has deliveries, will do.
+    """
     known = [folder.name for folder in settings.folders]
+    if name is not None and name not in known and ledger_too:
+        known += _removed_folders(settings, known)
     if name is not None and name not in known:
         raise typer.BadParameter(f"--folder: there is no folder {name!r}; known folders: {', '.join(known)}")
+
+
+def _removed_folders(settings: Settings, known: Sequence[str]) -> list[str]:
+    if not _has_ledger(settings):
+        return []
+    with open_ledger(settings, read_only=True) as ledger:
+        return sorted({folder for folder, _ in ledger.counts()} - {*known, BY_HAND})
 
 
 def console() -> Console:
@@ -157,9 +170,13 @@ def open_ledger(settings: Settings, *, read_only: bool, older_too: bool = False)
 
     Never migrated by a command: the pmwatch that runs may still be the older one.
     """
-    if not os.path.exists(os.path.join(settings.state.dir, "ledger.db")):
+    if not _has_ledger(settings):
         hint = "Has pmwatch run on this machine with this state.dir?"
         raise LedgerError(f"there is no ledger in {settings.state.dir}", hint=hint)
     from pmwatch.ledger import Ledger
 
     return Ledger.open(settings.state.dir, read_only=read_only, older_too=older_too)
+
+
+def _has_ledger(settings: Settings) -> bool:
+    return os.path.exists(os.path.join(settings.state.dir, "ledger.db"))

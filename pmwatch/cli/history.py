@@ -50,7 +50,7 @@ def history(
     """Show what happened to files, newest first: from the running daemon, else from the ledger."""
     place = place_of(config, state_dir=state_dir)
     if folder != BY_HAND and isinstance(place.read, Settings):
-        check_folder_name(place.settings, folder)
+        check_folder_name(place.settings, folder, ledger_too=True)
     asked = {"folder": folder, "state": state, "outcome": outcome, "since": since, "limit": str(limit)}
     given = {key: value for key, value in asked.items() if value}
     found = ask_daemon(place.state_dir, "/api/v1/history", given)

@@ -18,7 +18,7 @@ from pmwatch.cli.common import (
 )
 from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person
 from pmwatch.intake.rules import UNMAPPED
-from pmwatch.model import State, format_duration, format_size
+from pmwatch.model import BY_HAND, State, format_duration, format_size
 
 _SHOWN_STATES = ("queued", "uploading", "uploaded", "done", "held", "failed", "vanished")
 _UNMAPPED_HINT = "Their directories lead to no datatable; pmwatch doctor lists them."
@@ -31,6 +31,7 @@ def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, jso
     found = ask_daemon(place.state_dir, "/api/v1/status")
     if found is None:
         settings = place.settings
+        known = {folder.name for folder in settings.folders}
         with open_ledger(settings, read_only=True) as ledger:
             counts = ledger.counts()
             found = {
@@ -38,12 +39,13 @@ def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, jso
                 "folders": [
                     {
                         "name": name,
+                        "configured": name == BY_HAND or name in known,
                         "up": False,
                         "problem": "",
                         "settling": 0,
                         "states": {str(state): counts.get((name, state), 0) for state in State},
                     }
-                    for name in sorted({folder for folder, _ in counts} | {folder.name for folder in settings.folders})
+                    for name in sorted({folder for folder, _ in counts} | known)
                 ],
                 "gates": [],
                 "destinations": [],
@@ -63,9 +65,8 @@ def _show(found: dict[str, Any]) -> None:
     table = Table("folder", "watch", "settling", "ignored", *_SHOWN_STATES)
     for folder in found["folders"]:
         counts = [str(folder["states"].get(state, 0)) for state in _SHOWN_STATES]
-        watch = ("polled" if folder.get("polled") else "up") if folder["up"] else "down"
         ignored = str(sum(folder["ignored"].values())) if "ignored" in folder else ""
-        table.add_row(folder["name"], watch, str(folder["settling"]), ignored, *counts)
+        table.add_row(folder["name"], _watch(folder), str(folder["settling"]), ignored, *counts)
     out.print(table)
     _show_folder_troubles(found["folders"])
     for gate in found["gates"]:
@@ -85,6 +86,12 @@ def _show(found: dict[str, Any]) -> None:
     _show_deliveries(held, "these need a person; pmwatch why FILE tells what can be done")
     known = {one["id"] for one in held}
     _show_deliveries([one for one in found["deliveries"] if one["id"] not in known][:20], "the latest files")
+
+
+def _watch(folder: dict[str, Any]) -> str:
+    if not folder.get("configured", True):
+        return "not in the configuration"
+    return ("polled" if folder.get("polled") else "up") if folder["up"] else "down"
 
 
 def _show_folder_troubles(folders: list[dict[str, Any]]) -> None:

@@ -59,6 +59,44 @@ def test_reload_takes_over_a_new_folder_and_keeps_the_others(
     assert set(stored(sandbox)) == {"a.csv", "b.csv"}
 
 
+def test_files_of_a_removed_folder_are_told_of_until_it_is_back_or_they_are_given_up(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "second").mkdir()
+    second = folder_toml("second", tmp_path / "second", datatable=table_id(sandbox, "Invoices"))
+    kept, daemon.folders = (
+        daemon.folders,
+        daemon.folders + folder_toml("old", drop.parent / "old", datatable="No/Table"),
+    )
+    (drop.parent / "old").mkdir()
+    daemon.start()
+    (drop.parent / "old" / "a.csv").write_bytes(b"a,b\n1,1\n")
+    wait_for("it is queued", daemon.deliveries)
+    daemon.folders = kept + second
+    daemon.write_config()
+    daemon.signal(signal.SIGHUP)
+    [told] = daemon.wait_event("reloaded")
+    assert (told["added"], told["removed"], told["restarted"]) == (["second"], ["old"], [])
+    [held] = daemon.wait_event("files of a removed folder are held")
+    assert (held["folder"], held["files"]) == ("old", 1)
+    assert held["hint"].endswith("pmwatch discard --folder old")
+    assert daemon.metric("pmwatch_deliveries", folder="old", state="held") == 1
+    assert daemon.metric("pmwatch_deliveries", folder="second", state="held") == 0
+    assert "not in the configuration" in daemon.get("/")
+    for running in (True, False):
+        [row] = [line for line in daemon.command("status").stdout.splitlines() if "not in the configuration" in line]
+        assert "old" in row
+        assert "a.csv" in daemon.command("history", "--folder", "old").stdout
+        if running:
+            assert daemon.stop() == 0
+    daemon.start()
+    daemon.wait_event("files of a removed folder are held", count=2)
+    assert daemon.command("discard", "--folder", "odl").returncode == 2
+    assert daemon.command("discard", "--folder", "old").stdout == "1 of 1 discarded\n"
+    assert daemon.metric("pmwatch_deliveries", folder="old", state="held") is None
+    assert "not in the configuration" not in daemon.command("status").stdout
+
+
 def test_a_bad_configuration_is_refused_on_reload_and_the_old_one_stays(
     daemon: Daemon, sandbox: SandboxServer, drop: Path
 ) -> None:

@@ -19,6 +19,7 @@ def status() -> dict[str, object]:
                 "name": "<script>alert(1)</script>",
                 "path": "/srv/<i>",
                 "target": "acme/x",
+                "configured": True,
                 "up": False,
                 "problem": "gone",
                 "hint": "mount it",

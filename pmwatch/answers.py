@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
+from urllib.parse import quote_from_bytes
 
 from pmwatch import __version__
 from pmwatch.delivery.gates import Gate, Gates
@@ -107,6 +108,14 @@ class Answers:
             trouble_of=self.trouble_of,
         )
         return answer.as_dict()
+
+    def unsettled(self, folder: str) -> dict[str, Any]:
+        """Tell what a folder's intake has in hand: paths, percent-encoded, and whether it knows of more to come."""
+        intake = next((one for one in self._intakes() if one.folder.name == folder), None)
+        if intake is None:
+            raise ValueError(f"there is no folder {folder!r}")
+        paths, more = intake.in_hand()
+        return {"paths": [quote_from_bytes(path) for path in paths], "more": more}
 
     def trouble_of(self, target: Target) -> str:
         """Say what deliveries to this target wait for on the other side, with the hint; empty for nothing."""

@@ -723,7 +723,11 @@ class Service:
         name = intake.folder.name
 
         def take() -> Account:
-            return audit(intake.folder, self.ledger, is_settling=intake.accounts_for)
+            return audit(
+                intake.folder,
+                self.ledger,
+                unentered=lambda path, _seen: "settling" if intake.accounts_for(path) else "",
+            )
 
         account = take()
         if account.unaccounted:
@@ -771,6 +775,7 @@ class Service:
             ready=self._unready,
             status=self.answers.status,
             why=self.answers.why,
+            unsettled=self.answers.unsettled,
             history=lambda asked: history(self.ledger, asked, now=time.time()),
         )
 

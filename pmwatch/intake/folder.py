@@ -517,6 +517,11 @@ class FolderIntake:
         """Return a file that is not in the ledger yet: still settling, or complete and about to be entered."""
         return self._settler.candidate(path) or self._batches.candidate(path) or self._ready.get(path)
 
+    def in_hand(self) -> tuple[list[bytes], bool]:
+        """Return the files that are on their way to the ledger, and whether a next scan is to find more of them."""
+        waiting = [*self._settler.candidates(), *self._batches.waiting(), *list(self._ready.values())]
+        return [candidate.path for candidate in waiting], self._more or not self._scans_answered
+
     def accounts_for(self, path: bytes) -> bool:
         """Tell whether a file that is not in the ledger is on its way there, or its turn comes with a next scan."""
         return self._more or self.candidate(path) is not None

@@ -1,6 +1,7 @@
 """The daemon as a service: notify, reload, drain, once, health, pages, and errors a person can use."""
 
 import json
+import os
 import signal
 import urllib.error
 from collections.abc import Iterator
@@ -230,8 +231,21 @@ def test_status_why_audit_and_doctor_answer_while_it_runs_and_after(
             assert daemon.stop() == 0
     (drop / "b.csv").write_bytes(b"a,b\n2,2\n")
     audit = daemon.command("audit", "--json")
-    assert audit.returncode == 1
-    assert json.loads(audit.stdout)[0]["named"] == ["b.csv"]
+    assert audit.returncode == 0
+    assert json.loads(audit.stdout)[0]["verdicts"] == {"not taken up yet (pmwatch is not running)": 1}
+
+
+def test_the_audit_knows_from_the_daemon_what_settles(daemon: Daemon, drop: Path) -> None:
+    daemon.defaults = 'settle = "1h"\nrescan_interval = "1h"\n'
+    daemon.start()
+    names = [b"open\xff 1.csv", b"a+b%20.csv"]
+    for name in names:
+        with open(os.path.join(os.fsencode(drop), name), "wb") as file:
+            file.write(b"a,b\n1,1\n")
+    wait_for("both settle", lambda: daemon.metric("pmwatch_settling_files", folder="orders") == 2)
+    audit = daemon.command("audit", "--json")
+    assert json.loads(audit.stdout)[0]["verdicts"] == {"settling": 2}
+    assert audit.returncode == 0
 
 
 def test_status_and_page_name_the_file_that_others_wait_behind_and_what_frees_them(

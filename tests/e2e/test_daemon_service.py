@@ -206,6 +206,13 @@ def test_a_rejected_file_goes_to_quarantine_and_retry_sends_it(
     assert facts["file"] == "a.csv"
     assert "http" not in facts["message"]
     assert not (drop / "a.csv").exists()
+    for name, states in (("retry", "failed"), ("discard", "held or failed")):
+        chosen = daemon.command(name, "--reason", "rejectde")
+        assert (chosen.returncode, chosen.stdout[:6]) == (0, "0 of 0")
+        assert chosen.stderr == (
+            f"pmwatch: no {states} file has the reason 'rejectde'; there are: {failed['reason']} (1)\n"
+        )
+    assert daemon.command("release", "--reason", "rejectde").stderr == "", "none is held"
     assert daemon.command("retry", str(daemon.deliveries()[0].id)).returncode == 0
     daemon.wait_done(1)
     assert stored(sandbox) == {"a.csv": b"a,b\n1,1\n"}

@@ -4,19 +4,23 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+from urllib.parse import quote_from_bytes
 
 from pmwatch import __version__
 from pmwatch.delivery.gates import Gate, Gates
 from pmwatch.errors import PmwatchError
 from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person, why
 from pmwatch.intake.folder import FolderIntake
+from pmwatch.intake.rules import UNMAPPED
 from pmwatch.intake.watch import Watcher
 from pmwatch.ledger import Ledger
 from pmwatch.metrics import Samples
-from pmwatch.model import Folder, State, Target, display
+from pmwatch.model import BY_HAND, PENDING, Folder, State, Target, display
 from pmwatch.processmind import Http
+
+_OPEN: Final = (*PENDING, State.HELD, State.FAILED)
 
 
 class Answers:
@@ -31,6 +35,7 @@ class Answers:
         http: Http,
         state_dir: str,
         intakes: Callable[[], list[FolderIntake]],
+        configured: Callable[[], Iterable[str]],
         unresolved: Callable[[], Mapping[Target, PmwatchError]],
         unaccounted: Mapping[str, int],
         phase: Callable[[], str],
@@ -42,6 +47,7 @@ class Answers:
         self._http = http
         self._state_dir = state_dir
         self._intakes = intakes
+        self._configured = configured
         self._unresolved = unresolved
         self._unaccounted = unaccounted
         self._phase = phase
@@ -71,7 +77,10 @@ class Answers:
             "phase": self._phase(),
             "started_at": self._started_at,
             "summary": self.summary(),
-            "folders": [_folder_status(intake, counts, now) for intake in self._intakes()],
+            "folders": [
+                *(_folder_status(intake, counts, now) for intake in self._intakes()),
+                *(_removed_status(name, counts) for name in self._removed(counts)),
+            ],
             "gates": [_gate_status(gate, now) for gate in self._gates.all()],
             "destinations": [
                 {"target": str(target), "message": error.message, "hint": error.hint}
@@ -100,6 +109,14 @@ class Answers:
         )
         return answer.as_dict()
 
+    def unsettled(self, folder: str) -> dict[str, Any]:
+        """Tell what a folder's intake has in hand: paths, percent-encoded, and whether it knows of more to come."""
+        intake = next((one for one in self._intakes() if one.folder.name == folder), None)
+        if intake is None:
+            raise ValueError(f"there is no folder {folder!r}")
+        paths, more = intake.in_hand()
+        return {"paths": [quote_from_bytes(path) for path in paths], "more": more}
+
     def trouble_of(self, target: Target) -> str:
         """Say what deliveries to this target wait for on the other side, with the hint; empty for nothing."""
         unknown = self._unresolved().get(target)
@@ -116,13 +133,20 @@ class Answers:
         gates: Samples = {(gate.name,): float(gate.is_open) for gate in self._gates.all()}
         return {
             "pmwatch_deliveries": {
-                (name, str(state)): counts.get((name, state), 0) for name in intakes for state in State
+                (name, str(state)): counts.get((name, state), 0)
+                for name in [*intakes, *self._removed(counts)]
+                for state in State
             },
             "pmwatch_oldest_pending_seconds": {
                 (name,): max(0.0, now - oldest[name]) if name in oldest else 0.0 for name in intakes
             },
             "pmwatch_blocked_files": {(name,): blocked.get(name, 0) for name in intakes},
             "pmwatch_settling_files": {(name,): status.settling for name, status in intakes.items()},
+            "pmwatch_ignored_files": {
+                (name, reason): n
+                for name, status in intakes.items()
+                for reason, n in ({UNMAPPED: 0} | status.ignored).items()
+            },
             "pmwatch_oldest_unsettled_seconds": {
                 (name,): max(0.0, now - status.oldest_unsettled_at) if status.oldest_unsettled_at else 0.0
                 for name, status in intakes.items()
@@ -137,6 +161,11 @@ class Answers:
             "pmwatch_free_bytes": self._free_bytes(),
             "pmwatch_clock_skew_seconds": {(): self._http.clock_skew_seconds},
         }
+
+    def _removed(self, counts: Mapping[tuple[str, str], int]) -> list[str]:
+        """Return the folders that are not in the configuration any more, and have files that did not end."""
+        still = {folder for (folder, state), n in counts.items() if n and state in _OPEN}
+        return sorted(still - {*self._configured(), BY_HAND})
 
     def _free_bytes(self) -> dict[tuple[str, ...], float]:
         folders = [intake.folder for intake in self._intakes()]
@@ -156,6 +185,7 @@ def _folder_status(intake: FolderIntake, counts: Mapping[tuple[str, str], int], 
         "name": folder.name,
         "path": display(os.path.join(folder.root, *(level.encode() for level in folder.levels))),
         "target": _target_pattern(folder),
+        "configured": True,
         "up": status.up,
         "polled": status.polled,
         "never_settling": [
@@ -166,8 +196,29 @@ def _folder_status(intake: FolderIntake, counts: Mapping[tuple[str, str], int], 
         "hint": status.problem.hint if status.problem else "",
         "settling": status.settling,
         "ignored": status.ignored,
-        "states": {str(state): counts.get((folder.name, state), 0) for state in State},
+        "states": _states_of(folder.name, counts),
     }
+
+
+def _removed_status(name: str, counts: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "path": "",
+        "target": "",
+        "configured": False,
+        "up": False,
+        "polled": "",
+        "never_settling": [],
+        "problem": "",
+        "hint": "",
+        "settling": 0,
+        "ignored": {},
+        "states": _states_of(name, counts),
+    }
+
+
+def _states_of(name: str, counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    return {str(state): counts.get((name, state), 0) for state in State}
 
 
 def _target_pattern(folder: Folder) -> str:

@@ -49,8 +49,15 @@ class Account:
         }
 
 
-def audit(folder: Folder, ledger: Ledger, *, is_settling: Callable[[bytes], bool] = lambda _: False) -> Account:
-    """Walk a folder and account for every file in it. `is_settling` knows what the running intake has in hand."""
+Unentered = Callable[[bytes, Fingerprint], str]
+
+
+def audit(folder: Folder, ledger: Ledger, *, unentered: Unentered = lambda _path, _seen: "") -> Account:
+    """Walk a folder and account for every file in it.
+
+    `unentered` returns the verdict on one that the ledger does not know as it is now: the running intake may have it in
+    hand. Without one it is unaccounted.
+    """
     account, rules = Account(folder.name), Rules(folder)
     chunk: list[tuple[bytes, Fingerprint]] = []
     for path in files_of(folder):
@@ -60,9 +67,9 @@ def audit(folder: Folder, ledger: Ledger, *, is_settling: Callable[[bytes], bool
             continue
         chunk.append((path, verdict))
         if len(chunk) >= _CHUNK:
-            _account(account, chunk, ledger, is_settling)
+            _account(account, chunk, ledger, unentered)
             chunk.clear()
-    _account(account, chunk, ledger, is_settling)
+    _account(account, chunk, ledger, unentered)
     _account_for_archive(account, folder, ledger)
     return account
 
@@ -114,14 +121,14 @@ def _account(
     account: Account,
     files: list[tuple[bytes, Fingerprint]],
     ledger: Ledger,
-    is_settling: Callable[[bytes], bool],
+    unentered: Unentered,
 ) -> None:
     known = ledger.known(account.folder, [path for path, _ in files])
     for path, seen in files:
         entry = known.get(path)
         if entry is not None and not entry.is_news(seen):
             account.states[str(entry.state)] += 1
-        elif is_settling(path):
-            account.verdicts["settling"] += 1
+        elif verdict := unentered(path, seen):
+            account.verdicts[verdict] += 1
         else:
             account.name(display(path))

@@ -280,6 +280,26 @@ def load(path: str | None, *, flags: Mapping[str, Mapping[str, Any]] | None = No
     return _Reader(raw).settings()
 
 
+def state_dir_of(path: str) -> str:
+    """Return the state directory that environment and file name, also where the file is wrong; else the default."""
+    named = os.environ.get(f"{ENV_PREFIX}STATE_DIR", "")
+    if named:
+        return named
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return StateSection().dir
+    try:
+        found = tomllib.loads(text)["state"]["dir"]
+    except (RecursionError, ValueError):
+        plain = re.search(r"""^\s*\[state\][^\[]*?^\s*dir\s*=\s*(["'])([^"']+)\1""", text, re.MULTILINE)
+        found = plain[2] if plain else ""
+    except (KeyError, TypeError):
+        found = ""
+    return found if isinstance(found, str) and found else StateSection().dir
+
+
 def split_listen(text: str) -> tuple[str, int]:
     """Return host and port of `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError with what is allowed."""
     host, separator, port = text.rpartition(":")

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,7 +11,7 @@ from enum import StrEnum
 from pmwatch.errors import FolderDown, KeyRejected, KeyUnavailable, LedgerError, PmwatchError
 from pmwatch.filesystems import NETWORK_FILE_SYSTEMS, file_system_type
 from pmwatch.intake.evidence import Answer, no_writer
-from pmwatch.intake.rules import Rules
+from pmwatch.intake.rules import UNMAPPED, Rules
 from pmwatch.intake.scan import root_identity, scan
 from pmwatch.ledger import VERSION, Ledger
 from pmwatch.model import AfterUpload, Folder, Tenant, display, format_size
@@ -20,6 +21,7 @@ from pmwatch.processmind.keys import KeyRing
 _LOW_BYTES = 1024**3
 _SKEW_SECONDS = 300
 _FILES_ASKED = 100
+_MOST_UNMAPPED = 20
 
 
 class Level(StrEnum):
@@ -60,6 +62,7 @@ def check_folder(folder: Folder) -> Iterator[Finding]:
             "Give pmwatch's user (by its group) write permission on the directory.",
         )
     yield from check_writers(folder)
+    yield from check_mapping(folder)
     free = shutil.disk_usage(folder.root).free
     level = Level.WARNING if free < _LOW_BYTES else Level.OK
     yield Finding(level, what, f"{display(folder.root)} ({kind or 'unknown'}), {format_size(free)} free")
@@ -81,6 +84,34 @@ def check_writers(folder: Folder) -> Iterator[Finding]:
         yield Finding(Level.WARNING, what, says + sentence, hint)
     elif asked:
         yield Finding(Level.OK, what, "a file that is still open for writing is seen as such")
+
+
+def check_mapping(folder: Folder) -> Iterator[Finding]:
+    """List directories whose files lead to no destination."""
+    if not folder.levels:
+        return
+    files, why = Counter[bytes](), dict[bytes, str]()
+
+    def problem(path: bytes, reason: str) -> None:
+        if reason.startswith(UNMAPPED):
+            directory = path.rpartition(b"/")[0]
+            files[directory] += 1
+            why[directory] = reason.removeprefix(f"{UNMAPPED}: ")
+
+    try:
+        for _ in scan(folder.root, Rules(folder), problem=problem):
+            pass
+    except FolderDown:
+        return  # as above
+    if files:
+        lines = [
+            f"{n} in {display(os.path.join(folder.root, directory).rstrip(b'/'))}: {why[directory]}"
+            for directory, n in sorted(files.items())[:_MOST_UNMAPPED]
+        ]
+        more = [f"and {len(files) - len(lines)} more directories"] if len(files) > len(lines) else []
+        says = "files in these directories are not uploaded:\n" + "\n".join([*lines, *more])
+        hint = f"Move them into {'/'.join(folder.levels)} below {display(folder.root)}, or add the tenant."
+        yield Finding(Level.WARNING, f"folder {folder.name}", says, hint)
 
 
 def check_state(state_dir: str) -> Finding:

@@ -30,6 +30,11 @@ ASKED_GAUGES: Final = (
     ),
     GaugeSpec("pmwatch_blocked_files", "Files waiting behind an earlier one that is being retried.", ("folder",)),
     GaugeSpec("pmwatch_settling_files", "Files seen that may still be written.", ("folder",)),
+    GaugeSpec(
+        "pmwatch_ignored_files",
+        "Files that the last scan left alone, by reason; unmapped: their directory leads to no datatable.",
+        ("folder", "reason"),
+    ),
     GaugeSpec("pmwatch_oldest_unsettled_seconds", "How long the oldest of these has been settling.", ("folder",)),
     GaugeSpec(
         "pmwatch_last_success_timestamp_seconds",

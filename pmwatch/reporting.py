@@ -1,5 +1,6 @@
 """What the layers below tell, put into words and numbers: one canonical log line an outcome, and the counters."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -11,7 +12,9 @@ from pmwatch.delivery.worker import Report
 from pmwatch.errors import FolderDown
 from pmwatch.intake.settle import Candidate
 from pmwatch.metrics import Metrics
-from pmwatch.model import Delivery, display, format_duration
+from pmwatch.model import Delivery, Folder, display, format_duration
+
+_MOST_UNMAPPED: Final = 1000  # directories that are remembered as told of
 
 _LOG_LINES: Final = {
     "uploaded": ("info", "uploaded"),
@@ -45,6 +48,7 @@ class Reporter:
     ) -> None:
         self.active: dict[int, Delivery] = {}
         self.failed = 0
+        self._unmapped: set[tuple[str, bytes]] = set()
         self._metrics = metrics
         self._settled = settled
         self._wake = wake
@@ -151,6 +155,16 @@ class Reporter:
             hint=f"pmwatch backfill --folder {folder} sends them, pmwatch mark-seen --folder {folder} never will.",
         )
 
+    def folder_removed(self, folder: str, files: int) -> None:
+        """Log that files wait for a folder which is not in the configuration."""
+        self._log.warning(
+            "files of a removed folder are held",
+            folder=folder,
+            files=files,
+            hint=f"Put the folder back into the configuration and they go by themselves, or give them up: "
+            f"pmwatch discard --folder {folder}",
+        )
+
     def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:
         """Log, once a file, that it is still not complete (from an intake)."""
         self._log.warning(
@@ -161,3 +175,19 @@ class Reporter:
             waits_for=candidate.waits_for,
             hint="Is its writer stuck? pmwatch uploads it as soon as it is quiet and closed.",
         )
+
+    def unmapped(self, folder: Folder, directory: bytes, reason: str) -> None:
+        """Log, once a directory while there are not very many, that its files go nowhere (from an intake)."""
+        known = (folder.name, directory)
+        if known in self._unmapped or len(self._unmapped) >= _MOST_UNMAPPED:
+            return
+        self._unmapped.add(known)
+        self._log.warning(
+            "unmapped directory",
+            folder=folder.name,
+            directory=display(os.path.join(folder.root, directory).rstrip(b"/")),
+            why=reason,
+            hint="Its files are not uploaded: move them into a directory that the path names, or add the tenant.",
+        )
+        if len(self._unmapped) == _MOST_UNMAPPED:
+            self._log.warning("unmapped directory", hint="There may be more; pmwatch doctor lists them.")

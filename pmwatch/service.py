@@ -46,6 +46,7 @@ from pmwatch.model import (
     PENDING,
     Folder,
     Order,
+    State,
     Target,
     display,
 )
@@ -230,6 +231,7 @@ class Service:
             http=self.http,
             state_dir=settings.state.dir,
             intakes=lambda: [running.intake for running in list(self._intakes.values())],
+            configured=lambda: self._folders,
             unresolved=lambda: self._unresolved,
             unaccounted=self._unaccounted,
             phase=lambda: self._phase.value,
@@ -304,6 +306,7 @@ class Service:
             listen=self._web.address if self._web else "off",
             state_dir=self._settings.state.dir,
         )
+        self._say_what_is_held()
 
     def _loop(self) -> None:
         """Serve the mailbox until it is time to stop."""
@@ -475,18 +478,17 @@ class Service:
         except ConfigError as error:
             self._log.error("reload refused", problems=error.problems, hint="The old configuration stays in force.")
             return
-        fixed = self._fixed(settings)
-        before = dict(self._folders)
+        before, old = dict(self._folders), self._settings
         try:
             self._apply(settings)
         except LedgerError as error:
             hint = f"The old configuration stays in force; reload once more later. {error.hint}"
             self._log.error("reload refused", error=error.message, hint=hint)
             return
-        if fixed:
-            self._log.warning("restart needed", sections=fixed, why="these take effect only at start")
-        changed = [name for name, folder in before.items() if self._folders.get(name) != folder]
-        for name in changed:
+        self._say_what_needs_a_restart(old, settings)
+        removed = [name for name in before if name not in self._folders]
+        restarted = [name for name, folder in self._folders.items() if before.get(name, folder) != folder]
+        for name in removed + restarted:
             self._stop_intake(name)
         for name, folder in self._folders.items():
             if name not in self._intakes:
@@ -494,16 +496,33 @@ class Service:
         for tenant in settings.tenants:
             self.gates.try_now(tenant.name)
         self._wake_all()
-        self._log.info("reloaded", folders=len(self._folders), restarted=changed)
+        added = [name for name in self._folders if name not in before]
+        self._log.info("reloaded", folders=len(self._folders), added=added, removed=removed, restarted=restarted)
+        try:
+            self.ledger.adopt(self._folders)  # what an intake entered until it stopped
+            self._say_what_is_held()
+        except LedgerError as error:
+            self._ledger_trouble(error, thread="main")
 
-    def _fixed(self, settings: Settings) -> list[str]:
-        """Return which of the changed settings take effect only at start."""
-        fixed = [name for name in ("http", "api", "log") if getattr(settings, name) != getattr(self._settings, name)]
-        if settings.state.dir != self._settings.state.dir:
+    def _say_what_needs_a_restart(self, old: Settings, settings: Settings) -> None:
+        fixed = [name for name in ("http", "api", "log") if getattr(settings, name) != getattr(old, name)]
+        hint, used = {}, self.ledger.state_dir
+        if os.path.normpath(settings.state.dir) != os.path.normpath(used):
             fixed.append("state.dir")
-        if settings.delivery.max_parallel != self._settings.delivery.max_parallel:
+            hint["hint"] = (
+                f"pmwatch stays in {used} until then, but its commands look into {settings.state.dir} now: "
+                f"give them --state-dir {used}."
+            )
+        if settings.delivery.max_parallel != old.delivery.max_parallel:
             fixed.append("delivery.max_parallel")
-        return fixed
+        if fixed:
+            self._log.warning("restart needed", sections=fixed, why="these take effect only at start", **hint)
+
+    def _say_what_is_held(self) -> None:
+        """Log how many files wait for folders that the configuration does not have any more."""
+        for name in sorted({folder for folder, _ in self.ledger.counts()} - set(self._folders)):
+            if files := len(self.ledger.ids(State.HELD, folder=name, reason="folder_removed")):
+                self._reporter.folder_removed(name, files)
 
     # ---- threads ----------------------------------------------------------------------------------------------
 
@@ -724,7 +743,11 @@ class Service:
         name = intake.folder.name
 
         def take() -> Account:
-            return audit(intake.folder, self.ledger, is_settling=intake.accounts_for)
+            return audit(
+                intake.folder,
+                self.ledger,
+                unentered=lambda path, _seen: "settling" if intake.accounts_for(path) else "",
+            )
 
         account = take()
         if account.unaccounted:
@@ -772,6 +795,7 @@ class Service:
             ready=self._unready,
             status=self.answers.status,
             why=self.answers.why,
+            unsettled=self.answers.unsettled,
             history=lambda asked: history(self.ledger, asked, now=time.time()),
         )
 

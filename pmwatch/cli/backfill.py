@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import UNSURE, WhyOption, action, choose, tell
+from pmwatch.cli.choosing import UNSURE, WhyOption, action, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -30,8 +30,6 @@ def backfill(
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
     with open_ledger(settings, read_only=False) as ledger:
-        wanted = sorted(
-            id_ for why_held in UNSURE for id_ in choose(ledger, State.HELD, folder=folder, reason=why_held)
-        )
+        wanted = sorted(id_ for why_held in UNSURE for id_ in ledger.ids(State.HELD, folder=folder, reason=why_held))
         count = ledger.requeue(wanted, by=action("backfill", why))
     tell("queued", "files of the backlog queued", count, wanted=wanted, refused={}, json=json)

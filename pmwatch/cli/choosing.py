@@ -2,7 +2,9 @@
 
 import getpass
 import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Final
@@ -15,6 +17,7 @@ from pmwatch.errors import ExitCode
 from pmwatch.ledger import Action, Ledger
 from pmwatch.model import State, parse_duration
 
+_MOST_LOOKED_AT: Final = 10_000
 UNSURE: Final = ("backlog", "rebuilt", "restored")
 """Reasons for which files are held without anybody having looked at them: they may have gone already."""
 
@@ -47,15 +50,27 @@ def moment(option: str, text: str) -> float:
 
 
 def choose(
-    ledger: Ledger, state: State, *, folder: str | None, reason: str | None = None, since: str | None = None
+    ledger: Ledger, *states: State, folder: str | None, reason: str | None = None, since: str | None = None
 ) -> list[int]:
-    """Return the deliveries in a state by folder, reason and age, oldest first."""
+    """Return the deliveries in these states by folder, reason and age, the oldest of each state first.
+
+    Where none has the reason, those that there are go to standard error: it may be a typo.
+    """
     after = moment("--since", since) if since else 0.0
-    ids = ledger.ids(state, folder=folder, reason=reason)
+    ids = [id_ for state in states for id_ in ledger.ids(state, folder=folder, reason=reason)]
+    if reason and not ids:
+        _name_reasons(ledger, states, folder, reason)
     if not since:
         return ids
     found = [ledger.get(id_) for id_ in ids]
     return [one.id for one in found if one is not None and one.finished_at >= after]
+
+
+def _name_reasons(ledger: Ledger, states: Sequence[State], folder: str | None, reason: str) -> None:
+    there = Counter(one.reason for one in ledger.list(states=states, folder=folder, limit=_MOST_LOOKED_AT))
+    if there:
+        known = ", ".join(f"{word} ({n})" for word, n in there.most_common())
+        sys.stderr.write(f"pmwatch: no {' or '.join(states)} file has the reason {reason!r}; there are: {known}\n")
 
 
 def refusals(

@@ -5,17 +5,19 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlencode
 
 import typer
 from rich.console import Console
 
-from pmwatch.config import Settings, load
-from pmwatch.errors import LedgerError
+from pmwatch.config import Settings, load, state_dir_of
+from pmwatch.errors import ConfigError, LedgerError
 from pmwatch.health import reachable
 from pmwatch.lock import read_holder
+from pmwatch.model import BY_HAND
 
 if TYPE_CHECKING:
     from pmwatch.ledger import Ledger
@@ -69,6 +71,36 @@ def settings_of(
     return load(config or DEFAULT_CONFIG, flags=flags)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The state directory that a command asks about, and the configuration, or what is wrong with it."""
+
+    state_dir: str
+    read: Settings | ConfigError
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration. Raises ConfigError where only the daemon could answer, and does not."""
+        if isinstance(self.read, ConfigError):
+            raise self.read
+        return self.read
+
+
+def place_of(config: str | None, *, state_dir: str | None = None) -> Place:
+    """Return where to ask. A wrong configuration is no more than a warning while a daemon runs on with the old one."""
+    try:
+        settings = settings_of(config, state_dir=state_dir)
+    except ConfigError as error:
+        named = state_dir or state_dir_of(config or DEFAULT_CONFIG)
+        if not read_holder(named):
+            raise
+        more = f" (and {len(error.problems) - 1} more; see pmwatch check)" if len(error.problems) > 1 else ""
+        said = f"the configuration is wrong: {error.problems[0]}{more}; the daemon runs on with the old one"
+        sys.stderr.write(f"pmwatch: {said}\n")
+        return Place(named, error)
+    return Place(settings.state.dir, settings)
+
+
 def http_of(settings: Settings | None) -> "Http":
     """Return connections as the configuration wants them, or plain ones without any."""
     from pmwatch.processmind import Http, Timeouts, open_http
@@ -85,11 +117,23 @@ def http_of(settings: Settings | None) -> "Http":
     )
 
 
-def check_folder_name(settings: Settings, name: str | None) -> None:
-    """Refuse a folder that is not in the configuration: a typo must not look like "nothing to do"."""
+def check_folder_name(settings: Settings, name: str | None, *, ledger_too: bool = False) -> None:
+    """Refuse a folder that is not in the configuration: a typo must not look like "nothing to do".
+
+    With `ledger_too` one that was in it once, and has deliveries, will do.
+    """
     known = [folder.name for folder in settings.folders]
+    if name is not None and name not in known and ledger_too:
+        known += _removed_folders(settings, known)
     if name is not None and name not in known:
         raise typer.BadParameter(f"--folder: there is no folder {name!r}; known folders: {', '.join(known)}")
+
+
+def _removed_folders(settings: Settings, known: Sequence[str]) -> list[str]:
+    if not _has_ledger(settings):
+        return []
+    with open_ledger(settings, read_only=True) as ledger:
+        return sorted({folder for folder, _ in ledger.counts()} - {*known, BY_HAND})
 
 
 def console() -> Console:
@@ -105,9 +149,9 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def ask_daemon(settings: Settings, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+def ask_daemon(state_dir: str, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
     """Ask the running pmwatch; None where none runs with this state directory, or it does not answer."""
-    address = str(read_holder(settings.state.dir).get("http", ""))
+    address = str(read_holder(state_dir).get("http", ""))
     if not address:
         return None
     url = f"http://{reachable(address)}{path}" + (f"?{urlencode(query, errors='surrogateescape')}" if query else "")
@@ -126,9 +170,13 @@ def open_ledger(settings: Settings, *, read_only: bool, older_too: bool = False)
 
     Never migrated by a command: the pmwatch that runs may still be the older one.
     """
-    if not os.path.exists(os.path.join(settings.state.dir, "ledger.db")):
+    if not _has_ledger(settings):
         hint = "Has pmwatch run on this machine with this state.dir?"
         raise LedgerError(f"there is no ledger in {settings.state.dir}", hint=hint)
     from pmwatch.ledger import Ledger
 
     return Ledger.open(settings.state.dir, read_only=read_only, older_too=older_too)
+
+
+def _has_ledger(settings: Settings) -> bool:
+    return os.path.exists(os.path.join(settings.state.dir, "ledger.db"))

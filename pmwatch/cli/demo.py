@@ -192,7 +192,7 @@ def _wait_ready(config: Path, process: "subprocess.Popen[bytes]", log: Path) -> 
     settings = load(str(config))
     deadline = time.monotonic() + _LIMIT_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        found = ask_daemon(settings, "/api/v1/status")
+        found = ask_daemon(settings.state.dir, "/api/v1/status")
         if found is not None and found["phase"] == "running":
             return
         time.sleep(_POLL_SECONDS)
@@ -209,7 +209,7 @@ def _write_and_watch(drops: list[_Drop], root: Path, config: Path, out: Console)
     deadline = time.monotonic() + _LIMIT_SECONDS - 4
     with Live(_table(drops), console=out, transient=True, refresh_per_second=8) as live:
         while time.monotonic() < deadline and not all(drop.delivery.get("finished_at") for drop in drops):
-            found = ask_daemon(settings, "/api/v1/status") or {"deliveries": []}
+            found = ask_daemon(settings.state.dir, "/api/v1/status") or {"deliveries": []}
             by_path = {delivery["path"]: delivery for delivery in found["deliveries"]}
             for drop in drops:
                 drop.delivery = by_path.get(drop.name, {})

@@ -39,10 +39,11 @@ def discard(
     if not ids and not (every or folder or reason):
         raise typer.BadParameter("name deliveries by id, or choose with --all, --folder or --reason")
     settings = settings_of(config, state_dir=state_dir)
-    check_folder_name(settings, folder)
+    check_folder_name(settings, folder, ledger_too=True)
     with open_ledger(settings, read_only=False) as ledger:
-        chosen = (choose(ledger, state, folder=folder, reason=reason) for state in (State.HELD, State.FAILED))
-        wanted = list(dict.fromkeys(ids or ())) or [id_ for some in chosen for id_ in some]
+        wanted = list(dict.fromkeys(ids or ())) or choose(
+            ledger, State.HELD, State.FAILED, folder=folder, reason=reason
+        )
         allowed = (State.HELD, State.FAILED, *((State.QUEUED,) if ids else ()))
         refused = refusals(ledger, wanted, allowed)
         count = ledger.discard(wanted, now=time.time(), by=action("discard", why))

@@ -15,9 +15,10 @@ from pmwatch.cli.common import (
     check_folder_name,
     console,
     open_ledger,
+    place_of,
     print_json,
-    settings_of,
 )
+from pmwatch.config import Settings
 from pmwatch.explain import history as history_of
 from pmwatch.model import BY_HAND, Outcome, State, format_size
 
@@ -47,14 +48,14 @@ def history(
     json: JsonOption = False,
 ) -> None:
     """Show what happened to files, newest first: from the running daemon, else from the ledger."""
-    settings = settings_of(config, state_dir=state_dir)
-    if folder != BY_HAND:
-        check_folder_name(settings, folder)
+    place = place_of(config, state_dir=state_dir)
+    if folder != BY_HAND and isinstance(place.read, Settings):
+        check_folder_name(place.settings, folder, ledger_too=True)
     asked = {"folder": folder, "state": state, "outcome": outcome, "since": since, "limit": str(limit)}
     given = {key: value for key, value in asked.items() if value}
-    found = ask_daemon(settings, "/api/v1/history", given)
+    found = ask_daemon(place.state_dir, "/api/v1/history", given)
     if found is None:
-        with open_ledger(settings, read_only=True) as ledger:
+        with open_ledger(place.settings, read_only=True) as ledger:
             try:
                 found = history_of(ledger, given, now=time.time())
             except ValueError as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.choosing import UNSURE, WhyOption, action, choose, tell
+from pmwatch.cli.choosing import UNSURE, WhyOption, action, tell
 from pmwatch.cli.common import (
     ConfigOption,
     JsonOption,
@@ -31,8 +31,6 @@ def mark_seen(
     settings = settings_of(config, state_dir=state_dir)
     check_folder_name(settings, folder)
     with open_ledger(settings, read_only=False) as ledger:
-        wanted = sorted(
-            id_ for why_held in UNSURE for id_ in choose(ledger, State.HELD, folder=folder, reason=why_held)
-        )
+        wanted = sorted(id_ for why_held in UNSURE for id_ in ledger.ids(State.HELD, folder=folder, reason=why_held))
         count = ledger.discard(wanted, now=time.time(), by=action("mark-seen", why))
     tell("discarded", "files of the backlog marked as seen", count, wanted=wanted, refused={}, json=json)

@@ -3,6 +3,8 @@
 import os
 import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +29,7 @@ def sandbox(
         typer.Option(
             "--state",
             metavar="DIR",
-            help="Keep tenants, keys and objects here, not in a new directory.",
+            help="Keep tenants, keys and objects here, not in a new directory, which goes at the end.",
         ),
     ] = None,
     ready_file: Annotated[
@@ -69,7 +71,6 @@ def sandbox(
         _check_rule(rule)
     _check_directory("--env-file", env_file)
     _check_directory("--ready-file", ready_file)
-    directory = _state_directory(state)
 
     def tell(server: SandboxServer) -> None:
         out = console()
@@ -82,13 +83,14 @@ def sandbox(
         if env_file:
             _write_variables(env_file, server)
 
-    try:
-        serve(host, port, directory, Path(ready_file) if ready_file else None, fault or [], tell, tenants=tenants)
-    except OSError as error:
-        raise PmwatchError(
-            f"the sandbox cannot serve on {listen} with {directory}: {error.strerror}",
-            hint="Another program may use that port: choose one with --listen, or port 0 for a free one.",
-        ) from None
+    with _state_directory(state) as directory:
+        try:
+            serve(host, port, directory, Path(ready_file) if ready_file else None, fault or [], tell, tenants=tenants)
+        except OSError as error:
+            raise PmwatchError(
+                f"the sandbox cannot serve on {listen} with {directory}: {error.strerror}",
+                hint="Another program may use that port: choose one with --listen, or port 0 for a free one.",
+            ) from None
 
 
 def _address(listen: str) -> tuple[str, int]:
@@ -103,13 +105,18 @@ def _check_directory(option: str, file: str | None) -> None:
         raise typer.BadParameter(f"{option} {file}: there is no such directory")
 
 
-def _state_directory(state: str | None) -> Path:
-    directory = Path(state or tempfile.mkdtemp(prefix="pmwatch-sandbox-"))
+@contextmanager
+def _state_directory(state: str | None) -> Iterator[Path]:
+    """Yield the named directory, which stays, or a new one, which goes at the end."""
+    if state is None:
+        with tempfile.TemporaryDirectory(prefix="pmwatch-sandbox-", ignore_cleanup_errors=True) as new:
+            yield Path(new)
+        return
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        os.makedirs(state, mode=0o700, exist_ok=True)
     except OSError as error:
-        raise typer.BadParameter(f"--state {directory}: {error.strerror}") from None
-    return directory
+        raise typer.BadParameter(f"--state {state}: {error.strerror}") from None
+    yield Path(state)
 
 
 def _write_variables(path: str, server: SandboxServer) -> None:

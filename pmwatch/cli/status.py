@@ -13,21 +13,25 @@ from pmwatch.cli.common import (
     ask_daemon,
     console,
     open_ledger,
+    place_of,
     print_json,
-    settings_of,
 )
 from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person
-from pmwatch.model import State, format_duration, format_size
+from pmwatch.intake.rules import UNMAPPED
+from pmwatch.model import BY_HAND, State, format_duration, format_size
 
 _SHOWN_STATES = ("queued", "uploading", "uploaded", "done", "held", "failed", "vanished")
+_UNMAPPED_HINT = "Their directories lead to no datatable; pmwatch doctor lists them."
 
 
 @app.command()
 def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, json: JsonOption = False) -> None:
     """Show folders, what waits and why, and the latest files: from the running daemon, else from the ledger."""
-    settings = settings_of(config, state_dir=state_dir)
-    found = ask_daemon(settings, "/api/v1/status")
+    place = place_of(config, state_dir=state_dir)
+    found = ask_daemon(place.state_dir, "/api/v1/status")
     if found is None:
+        settings = place.settings
+        known = {folder.name for folder in settings.folders}
         with open_ledger(settings, read_only=True) as ledger:
             counts = ledger.counts()
             found = {
@@ -35,12 +39,13 @@ def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, jso
                 "folders": [
                     {
                         "name": name,
+                        "configured": name == BY_HAND or name in known,
                         "up": False,
                         "problem": "",
                         "settling": 0,
                         "states": {str(state): counts.get((name, state), 0) for state in State},
                     }
-                    for name in sorted({folder for folder, _ in counts} | {folder.name for folder in settings.folders})
+                    for name in sorted({folder for folder, _ in counts} | known)
                 ],
                 "gates": [],
                 "destinations": [],
@@ -57,18 +62,13 @@ def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, jso
 def _show(found: dict[str, Any]) -> None:
     out = console()
     out.print(found["summary"])
-    table = Table("folder", "watch", "settling", *_SHOWN_STATES)
+    table = Table("folder", "watch", "settling", "ignored", *_SHOWN_STATES)
     for folder in found["folders"]:
         counts = [str(folder["states"].get(state, 0)) for state in _SHOWN_STATES]
-        watch = ("polled" if folder.get("polled") else "up") if folder["up"] else "down"
-        table.add_row(folder["name"], watch, str(folder["settling"]), *counts)
+        ignored = str(sum(folder["ignored"].values())) if "ignored" in folder else ""
+        table.add_row(folder["name"], _watch(folder), str(folder["settling"]), ignored, *counts)
     out.print(table)
-    for folder in found["folders"]:
-        if folder["problem"]:
-            out.print(f"folder {folder['name']}: {folder['problem']}\n  {folder.get('hint', '')}")
-        for one in folder.get("never_settling", []):
-            since = format_duration(one["seconds"])
-            out.print(f"{one['path']} in folder {folder['name']} does not settle since {since}: {one['waits_for']}")
+    _show_folder_troubles(found["folders"])
     for gate in found["gates"]:
         if not gate["open"]:
             since = format_duration(gate["closed_seconds"])
@@ -86,6 +86,25 @@ def _show(found: dict[str, Any]) -> None:
     _show_deliveries(held, "these need a person; pmwatch why FILE tells what can be done")
     known = {one["id"] for one in held}
     _show_deliveries([one for one in found["deliveries"] if one["id"] not in known][:20], "the latest files")
+
+
+def _watch(folder: dict[str, Any]) -> str:
+    if not folder.get("configured", True):
+        return "not in the configuration"
+    return ("polled" if folder.get("polled") else "up") if folder["up"] else "down"
+
+
+def _show_folder_troubles(folders: list[dict[str, Any]]) -> None:
+    out = console()
+    for folder in folders:
+        if folder["problem"]:
+            out.print(f"folder {folder['name']}: {folder['problem']}\n  {folder.get('hint', '')}")
+        unmapped = folder.get("ignored", {}).get(UNMAPPED)
+        if unmapped:
+            out.print(f"folder {folder['name']}: unmapped files: {unmapped}\n  {_UNMAPPED_HINT}")
+        for one in folder.get("never_settling", []):
+            since = format_duration(one["seconds"])
+            out.print(f"{one['path']} in folder {folder['name']} does not settle since {since}: {one['waits_for']}")
 
 
 def _show_deliveries(deliveries: list[dict[str, Any]], heading: str) -> None:

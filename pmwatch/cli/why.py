@@ -14,8 +14,8 @@ from pmwatch.cli.common import (
     StateDirOption,
     ask_daemon,
     console,
+    place_of,
     print_json,
-    settings_of,
 )
 from pmwatch.explain import why as explain
 from pmwatch.ledger import Ledger
@@ -31,10 +31,11 @@ def why(
     json: JsonOption = False,
 ) -> None:
     """Say where a file is and what it waits for, in plain words."""
-    settings = settings_of(config, state_dir=state_dir)
+    place = place_of(config, state_dir=state_dir)
     absolute = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
-    answer = ask_daemon(settings, "/api/v1/why", {"path": absolute})
+    answer = ask_daemon(place.state_dir, "/api/v1/why", {"path": absolute})
     if answer is None:
+        settings = place.settings
         has_ledger = os.path.exists(os.path.join(settings.state.dir, "ledger.db"))
         with Ledger.open(settings.state.dir, read_only=True) if has_ledger else nullcontext() as ledger:
             answer = explain(

@@ -17,7 +17,7 @@ from pmwatch.filesystems import file_system_type, has_events, mounts_below
 from pmwatch.intake.batch import Batches
 from pmwatch.intake.evidence import Evidence, marked, marker_of, no_writer
 from pmwatch.intake.inbox import Hints, Inbox
-from pmwatch.intake.rules import MARKER, Rules
+from pmwatch.intake.rules import MARKER, UNMAPPED, Rules
 from pmwatch.intake.scan import Found, require_marker, root_identity, scan
 from pmwatch.intake.settle import TURN, Admission, Candidate, Settler, overdue
 from pmwatch.intake.watch import Identity, Watch, Watcher
@@ -52,6 +52,9 @@ class Observer(Protocol):
 
     def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:
         """A file has been settling for very long."""
+
+    def unmapped(self, folder: Folder, directory: bytes, reason: str) -> None:
+        """A file lies in a directory that leads to no destination; told of every such file, at every look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +256,8 @@ class FolderIntake:
                     self._look(path, renamed=renamed)
             elif mapped.reason == MARKER:
                 markers.add(path)
+            else:
+                self._say_unmapped(path, mapped.reason)
         if markers and self.folder.completeness.when is CompleteWhen.MARKER:
             for candidate in self._settler.candidates():
                 if marker_of(candidate.path, self.folder.completeness.marker) in markers:
@@ -354,8 +359,9 @@ class FolderIntake:
             self._old = 0
         ignored: Counter[str] = Counter()
 
-        def problem(_path: bytes, reason: str) -> None:
+        def problem(path: bytes, reason: str) -> None:
             self._beat()
+            self._say_unmapped(path, reason)
             if len(ignored) < _MAX_KNOWN_PROBLEMS:
                 ignored[reason.partition(":")[0]] += 1
 
@@ -395,6 +401,10 @@ class FolderIntake:
         changed = self._rescan_seconds / 2 if missed else self._rescan_seconds * 2
         self._rescan_seconds = min(longest, max(longest / _MOST_OFTEN, changed))
         return self._rescan_seconds
+
+    def _say_unmapped(self, path: bytes, reason: str) -> None:
+        if reason.startswith(UNMAPPED):
+            self._observer.unmapped(self.folder, path.rpartition(b"/")[0], reason)
 
     # ---- into the ledger ----------------------------------------------------------------------------------
 
@@ -506,6 +516,11 @@ class FolderIntake:
     def candidate(self, path: bytes) -> Candidate | None:
         """Return a file that is not in the ledger yet: still settling, or complete and about to be entered."""
         return self._settler.candidate(path) or self._batches.candidate(path) or self._ready.get(path)
+
+    def in_hand(self) -> tuple[list[bytes], bool]:
+        """Return the files that are on their way to the ledger, and whether a next scan is to find more of them."""
+        waiting = [*self._settler.candidates(), *self._batches.waiting(), *list(self._ready.values())]
+        return [candidate.path for candidate in waiting], self._more or not self._scans_answered
 
     def accounts_for(self, path: bytes) -> bool:
         """Tell whether a file that is not in the ledger is on its way there, or its turn comes with a next scan."""

@@ -1,5 +1,6 @@
 """Which files of a folder are wanted, and where each goes: ignore rules, filters and the path's placeholders."""
 
+import difflib
 import fnmatch
 import glob
 import os
@@ -28,6 +29,8 @@ UNFINISHED_NAMES: Final = (
 
 
 MARKER: Final = "a marker, which is not uploaded itself"
+UNMAPPED: Final = "unmapped"
+PASSED_BY: Final = "a sub-directory, and the folder is not recursive"
 _UNFINISHED: Final = "unfinished name"
 _EXCLUDED: Final = "excluded"
 _NOT_INCLUDED: Final = "not included"
@@ -113,25 +116,32 @@ class Rules:
         """Read the placeholders' values off the directories."""
         levels, folder = self._folder.levels, self._folder
         if len(directories) < len(levels):
-            return Mapped(None, f"unmapped: not inside {'/'.join(levels)}")
+            return Mapped(None, f"{UNMAPPED}: not inside {'/'.join(levels)}")
         if len(directories) > len(levels) and not folder.recursive:
             return Mapped(None, "in a sub-directory, and the folder is not recursive")
         values = {level.strip("{}"): value for level, value in zip(levels, directories, strict=False)}
         tenant = values.get("tenant", folder.target.tenant)
         if tenant not in folder.tenants:
-            return Mapped(None, f"unmapped: there is no tenant {tenant!r}")
+            return Mapped(None, f"{UNMAPPED}: there is no tenant {tenant!r}{_nearest(tenant, folder.tenants)}")
         if any("\udc80" <= character <= "\udcff" for value in values.values() for character in value):
-            return Mapped(None, "unmapped: a directory name is not UTF-8")
+            return Mapped(None, f"{UNMAPPED}: a directory name is not UTF-8")
         return Mapped(replace(folder.target, **values))
 
     def enters(self, path: bytes) -> bool:
         """Tell whether a scan or a watch goes into this directory below the root."""
-        depth = path.count(b"/") + 1
-        if depth > len(self._folder.levels) and not self._folder.recursive:
-            return False
-        if any(path == own for own in self._own):
-            return False
-        return self._unfinished.match(os.fsdecode(os.path.basename(path))) is None
+        return not self._too_deep(path) and not self._hides(path)
+
+    def passes_by(self, path: bytes) -> bool:
+        """Tell whether this directory is not gone into for the one reason that the folder is not recursive."""
+        return self._too_deep(path) and not self._hides(path)
+
+    def _too_deep(self, directory: bytes) -> bool:
+        return not self._folder.recursive and directory.count(b"/") + 1 > len(self._folder.levels)
+
+    def _hides(self, directory: bytes) -> bool:
+        if directory in self._own:
+            return True
+        return self._unfinished.match(os.fsdecode(os.path.basename(directory))) is not None
 
     @property
     def deep(self) -> bool:
@@ -163,6 +173,12 @@ def _hiding(patterns: Iterable[str], parts: Sequence[str]) -> str:
     """Say which pattern hides which part: the first pair that matches, for one does."""
     part, pattern = next((part, one) for part in parts for one in patterns if _compile((one,)).match(part))
     return _shown(f"{pattern} hides {part}")
+
+
+def _nearest(tenant: str, tenants: Iterable[str]) -> str:
+    folded = {name.casefold(): name for name in sorted(tenants)}
+    close = difflib.get_close_matches(tenant.casefold(), folded, n=1)
+    return f"; the nearest is {folded[close[0]]!r}" if close else ""
 
 
 def _shown(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pmwatch.errors import FolderDown
-from pmwatch.intake.rules import Rules
+from pmwatch.intake.rules import PASSED_BY, Rules
 from pmwatch.model import display, file_kind
 
 Problem = Callable[[bytes, str], None]
@@ -66,9 +66,9 @@ def scan(
 ) -> Iterator[Found]:
     """Yield every wanted regular file below `root` (or below its sub-directory `below`).
 
-    `problem` is told of every other one, with the reason; `enter` of each directory before it is read, with its
-    device and inode. Raises FolderDown where the root cannot be read; a sub-directory that cannot be is a problem
-    of its own.
+    `problem` is told of every other one, and of each directory that is passed by, with the reason; `enter` of each
+    directory before it is read, with its device and inode. Raises FolderDown where the root cannot be read; a
+    sub-directory that cannot be is a problem of its own.
     """
     waiting = [below]
     while waiting:
@@ -78,6 +78,8 @@ def scan(
                 if entry.is_dir(follow_symlinks=False):
                     if rules.enters(path):
                         waiting.append(path)
+                    elif rules.passes_by(path):
+                        problem(path, PASSED_BY)
                     continue
                 mapped = rules.map(path)
                 if mapped.target is None:

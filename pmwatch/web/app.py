@@ -34,6 +34,7 @@ class Questions:
     ready: Callable[[], Sequence[str]]
     status: Callable[[], Mapping[str, Any]]
     why: Callable[[bytes], Mapping[str, Any]]
+    unsettled: Callable[[str], Mapping[str, Any]]
     history: Callable[[Mapping[str, str]], Mapping[str, Any]]
 
 
@@ -54,6 +55,13 @@ def create_app(questions: Questions, *, allowed_hosts: Sequence[str]) -> ASGIApp
             return JSONResponse({"error": "give the absolute path of a file as ?path="}, status_code=400)
         return JSONResponse(dict(await run_in_threadpool(questions.why, os.fsencode(path))))
 
+    async def unsettled(request: Request) -> Response:
+        try:
+            folder = request.query_params.get("folder", "")
+            return JSONResponse(dict(await run_in_threadpool(questions.unsettled, folder)))
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, status_code=404)
+
     async def history(request: Request) -> Response:
         try:
             return JSONResponse(dict(await run_in_threadpool(questions.history, dict(request.query_params))))
@@ -70,6 +78,7 @@ def create_app(questions: Questions, *, allowed_hosts: Sequence[str]) -> ASGIApp
         Route("/readyz", _probe(questions.ready)),
         Route("/api/v1/status", status),
         Route("/api/v1/why", why),
+        Route("/api/v1/unsettled", unsettled),
         Route("/api/v1/history", history),
     ]
     return _Guard(Starlette(routes=routes), {host.lower() for host in allowed_hosts})

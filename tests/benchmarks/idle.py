@@ -158,6 +158,9 @@ class _NoObserver:
     def backlog_held(self, folder: str, count: int) -> None:
         """Nothing."""
 
+    def unmapped(self, folder: Folder, directory: bytes, reason: str) -> None:
+        """Nothing."""
+
     def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:
         """Nothing."""
 

@@ -78,6 +78,27 @@ def test_the_sandbox_writes_its_ready_file_serves_and_counts_objects(tmp_path: P
         process.wait()
 
 
+def test_a_sandbox_without_a_directory_of_its_own_leaves_nothing_behind(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    left = tmp_path / "tmp"
+    left.mkdir()
+    words = [sys.executable, "-m", "pmwatch", "sandbox", "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(left)})
+    try:
+        wait_for("the ready file", ready.exists)
+        assert len(list(left.iterdir())) == 1
+        taken = json.loads(ready.read_text())["base_url"].removeprefix("http://")
+        told = pmwatch("sandbox", "--listen", taken, env={"TMPDIR": str(left)})
+        assert (told.returncode, "choose one with --listen" in told.stderr) == (1, True)
+        assert len(list(left.iterdir())) == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert list(left.iterdir()) == []
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_the_demo_succeeds_and_shows_every_file() -> None:
     shown = pmwatch("demo", env={"COLUMNS": "120"})
     assert shown.returncode == 0, shown.stdout + shown.stderr

@@ -279,3 +279,15 @@ def test_one_entry_with_placeholders_maps_a_whole_tree(tmp_path: Path, sandbox: 
         daemon.wait_done(2)
         arrived = {record.filename: record.datatable_id for record in sandbox.objects()}
         assert arrived == {f"{table}.csv": table_id(sandbox, table) for table in ("Orders", "Invoices")}
+        (drop / "demo" / "late.csv").write_bytes(b"a,b\n")
+        wait_for("the scan that counts it", lambda: daemon.metric("pmwatch_ignored_files", reason="unmapped") == 3)
+        told = {line["directory"]: line["why"] for line in daemon.events("unmapped directory")}
+        assert told == {
+            f"{drop}": "unmapped: not inside {tenant}/{datatable}",
+            f"{drop}/demo": "unmapped: not inside {tenant}/{datatable}",
+            f"{drop}/nobody/Orders": "unmapped: there is no tenant 'nobody'",
+        }
+        assert len(daemon.events("unmapped directory")) == len(told), "told of once, however many scans"
+        assert "folder tree: unmapped files: 3" in daemon.command("status").stdout
+        assert "3 unmapped" in daemon.get("/")
+        assert f"1 in {drop}/nobody/Orders: there is no tenant 'nobody'" in daemon.command("doctor").stdout

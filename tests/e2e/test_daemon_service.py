@@ -1,6 +1,7 @@
 """The daemon as a service: notify, reload, drain, once, health, pages, and errors a person can use."""
 
 import json
+import os
 import signal
 import sqlite3
 import urllib.error
@@ -61,6 +62,44 @@ def test_reload_takes_over_a_new_folder_and_keeps_the_others(
     assert set(stored(sandbox)) == {"a.csv", "b.csv"}
 
 
+def test_files_of_a_removed_folder_are_told_of_until_it_is_back_or_they_are_given_up(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "second").mkdir()
+    second = folder_toml("second", tmp_path / "second", datatable=table_id(sandbox, "Invoices"))
+    kept, daemon.folders = (
+        daemon.folders,
+        daemon.folders + folder_toml("old", drop.parent / "old", datatable="No/Table"),
+    )
+    (drop.parent / "old").mkdir()
+    daemon.start()
+    (drop.parent / "old" / "a.csv").write_bytes(b"a,b\n1,1\n")
+    wait_for("it is queued", daemon.deliveries)
+    daemon.folders = kept + second
+    daemon.write_config()
+    daemon.signal(signal.SIGHUP)
+    [told] = daemon.wait_event("reloaded")
+    assert (told["added"], told["removed"], told["restarted"]) == (["second"], ["old"], [])
+    [held] = daemon.wait_event("files of a removed folder are held")
+    assert (held["folder"], held["files"]) == ("old", 1)
+    assert held["hint"].endswith("pmwatch discard --folder old")
+    assert daemon.metric("pmwatch_deliveries", folder="old", state="held") == 1
+    assert daemon.metric("pmwatch_deliveries", folder="second", state="held") == 0
+    assert "not in the configuration" in daemon.get("/")
+    for running in (True, False):
+        [row] = [line for line in daemon.command("status").stdout.splitlines() if "not in the configuration" in line]
+        assert "old" in row
+        assert "a.csv" in daemon.command("history", "--folder", "old").stdout
+        if running:
+            assert daemon.stop() == 0
+    daemon.start()
+    daemon.wait_event("files of a removed folder are held", count=2)
+    assert daemon.command("discard", "--folder", "odl").returncode == 2
+    assert daemon.command("discard", "--folder", "old").stdout == "1 of 1 discarded\n"
+    assert daemon.metric("pmwatch_deliveries", folder="old", state="held") is None
+    assert "not in the configuration" not in daemon.command("status").stdout
+
+
 def test_a_bad_configuration_is_refused_on_reload_and_the_old_one_stays(
     daemon: Daemon, sandbox: SandboxServer, drop: Path
 ) -> None:
@@ -71,6 +110,35 @@ def test_a_bad_configuration_is_refused_on_reload_and_the_old_one_stays(
     assert any('did you mean "settle"' in problem for problem in refused["problems"])
     (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
     daemon.wait_done(1)
+    for broken in (daemon.config.read_text(), daemon.config.read_text() + "\nthis is no TOML\n"):
+        daemon.config.write_text(broken)
+        for words in (["health"], ["status"], ["history", "--folder", "orders"], ["why", str(drop / "a.csv")]):
+            told = daemon.command(*words)
+            assert told.returncode == 0, told.stderr
+            assert told.stderr.startswith("pmwatch: the configuration is wrong: ")
+            assert told.stderr.endswith("; the daemon runs on with the old one\n")
+            assert len(told.stderr.splitlines()) == 1
+            assert "a.csv" in told.stdout or words == ["health"]
+        assert daemon.command("retry", "--all").returncode == 78, "what changes something reads the whole configuration"
+    daemon.config.write_text("[[folders]]\n")
+    assert daemon.command("status").returncode == 78
+    assert daemon.command("status", "--state-dir", str(daemon.state)).returncode == 0
+    assert daemon.stop() == 0
+    for name in ("health", "status", "history"):
+        assert daemon.command(name, "--state-dir", str(daemon.state)).returncode == 78
+
+
+def test_another_state_directory_waits_for_a_restart_and_the_log_says_where_commands_look(daemon: Daemon) -> None:
+    daemon.start()
+    text = daemon.config.read_text()
+    daemon.config.write_text(text.replace(f'"{daemon.state}"', f'"{daemon.state}2"'))
+    for count in (1, 2):
+        daemon.signal(signal.SIGHUP)
+        told = daemon.wait_event("restart needed", count=count)[-1]
+        assert told["sections"] == ["state.dir"]
+        assert told["hint"].endswith(f"give them --state-dir {daemon.state}.")
+    assert daemon.command("health").returncode == 1
+    assert daemon.command("health", "--state-dir", str(daemon.state)).returncode == 0
 
 
 def test_a_reload_that_the_ledger_cannot_take_is_refused_and_the_old_configuration_stays(
@@ -169,6 +237,13 @@ def test_a_rejected_file_goes_to_quarantine_and_retry_sends_it(
     assert facts["file"] == "a.csv"
     assert "http" not in facts["message"]
     assert not (drop / "a.csv").exists()
+    for name, states in (("retry", "failed"), ("discard", "held or failed")):
+        chosen = daemon.command(name, "--reason", "rejectde")
+        assert (chosen.returncode, chosen.stdout[:6]) == (0, "0 of 0")
+        assert chosen.stderr == (
+            f"pmwatch: no {states} file has the reason 'rejectde'; there are: {failed['reason']} (1)\n"
+        )
+    assert daemon.command("release", "--reason", "rejectde").stderr == "", "none is held"
     assert daemon.command("retry", str(daemon.deliveries()[0].id)).returncode == 0
     daemon.wait_done(1)
     assert stored(sandbox) == {"a.csv": b"a,b\n1,1\n"}
@@ -194,8 +269,21 @@ def test_status_why_audit_and_doctor_answer_while_it_runs_and_after(
             assert daemon.stop() == 0
     (drop / "b.csv").write_bytes(b"a,b\n2,2\n")
     audit = daemon.command("audit", "--json")
-    assert audit.returncode == 1
-    assert json.loads(audit.stdout)[0]["named"] == ["b.csv"]
+    assert audit.returncode == 0
+    assert json.loads(audit.stdout)[0]["verdicts"] == {"not taken up yet (pmwatch is not running)": 1}
+
+
+def test_the_audit_knows_from_the_daemon_what_settles(daemon: Daemon, drop: Path) -> None:
+    daemon.defaults = 'settle = "1h"\nrescan_interval = "1h"\n'
+    daemon.start()
+    names = [b"open\xff 1.csv", b"a+b%20.csv"]
+    for name in names:
+        with open(os.path.join(os.fsencode(drop), name), "wb") as file:
+            file.write(b"a,b\n1,1\n")
+    wait_for("both settle", lambda: daemon.metric("pmwatch_settling_files", folder="orders") == 2)
+    audit = daemon.command("audit", "--json")
+    assert json.loads(audit.stdout)[0]["verdicts"] == {"settling": 2}
+    assert audit.returncode == 0
 
 
 def test_status_and_page_name_the_file_that_others_wait_behind_and_what_frees_them(

@@ -248,6 +248,7 @@ def test_directories_of_any_name_are_gone_into_and_name_a_target_in_printable_wo
     disk.settle()
     assert {one.path for one in disk.deliveries()} == {b"acme/<b>Orders/a.csv", b"acme/new\nline/a.csv"}
     assert disk.intake.status().ignored == {"unmapped": 3}
+    assert {directory for directory, _ in disk.told.unmapped_directories} == {names[2], names[3], names[4]}
     answers = [disk.why(os.fsdecode(name) + "/a.csv") for name in names]
     assert [answer.verdict for answer in answers] == ["queued", "queued", *["ignored"] * 4]
     assert [line for answer in answers for line in answer.sentences if not line.isprintable()] == []

@@ -103,8 +103,10 @@ def test_none_is_unaccounted_for_while_others_are_let_in(make: Callable[..., Dis
     disk.turn()
     assert disk.intake.candidate(os.fsencode(names[-1])) is None
     assert disk.intake.accounts_for(os.fsencode(names[-1]))
+    assert disk.intake.in_hand()[1]
     assert disk.why(names[-1]).verdict == "new"
     turns(disk)
+    assert disk.intake.in_hand() == ([], False)
     assert not disk.intake.accounts_for(b"another.csv")
 
 

@@ -101,6 +101,9 @@ def test_placeholders_fill_the_target() -> None:
     rules = Rules(make_folder(ROOT, levels=("{tenant}", "{dataset}", "{datatable}"), target=Target("", "")))
     assert rules.map(b"acme/Sales/Orders/a.csv").target == Target("acme", "Orders", "Sales")
     assert rules.map(b"nobody/Sales/Orders/a.csv").reason == "unmapped: there is no tenant 'nobody'"
+    assert rules.map(b"Acmee/Sales/Orders/a.csv").reason == (
+        "unmapped: there is no tenant 'Acmee'; the nearest is 'acme'"
+    )
     assert rules.map(b"acme/a.csv").reason.startswith("unmapped: not inside")
     assert "recursive" in rules.map(b"acme/Sales/Orders/deep/a.csv").reason
     assert rules.map(b"acme/Sales/\xff/a.csv").reason == "unmapped: a directory name is not UTF-8"

@@ -34,6 +34,15 @@ def test_it_finds_wanted_files_and_names_the_reason_for_all_others(tmp_path: Pat
     }
 
 
+def test_a_sub_directory_that_is_passed_by_is_named_unless_it_is_pmwatch_s_own_or_unfinished(tmp_path: Path) -> None:
+    for name in ("2026", ".pmwatch", "part.tmp", "sent"):
+        (tmp_path / name).mkdir()
+    sent = os.fsencode(tmp_path / "sent")
+    passed_by = {b"2026": "a sub-directory, and the folder is not recursive"}
+    assert scanned(tmp_path, archive_dir=sent)[1] == passed_by
+    assert scanned(tmp_path, archive_dir=sent, recursive=True)[1] == {}
+
+
 def test_it_goes_200_directories_deep_and_follows_no_link(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -18,7 +18,7 @@ from pmwatch.intake.evidence import Answer, Evidence, quietens_leases
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.settle import Candidate, Settler
 from pmwatch.ledger import Arrived, Disposed, Ledger
-from pmwatch.model import CompleteWhen, Fingerprint, State
+from pmwatch.model import CompleteWhen, Fingerprint, Folder, State
 from support.folders import make_folder
 from support.intakes import QuietWatcher
 from support.ledgers import DESTINATION, TARGET, sha
@@ -219,6 +219,9 @@ class NoObserver:
         pass
 
     def backlog_held(self, folder: str, count: int) -> None:
+        pass
+
+    def unmapped(self, folder: Folder, directory: bytes, reason: str) -> None:
         pass
 
     def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:

@@ -23,6 +23,7 @@ from pmwatch.intake.inbox import Hints, Inbox
 from pmwatch.intake.settle import Candidate
 from pmwatch.intake.watch import Watcher
 from pmwatch.ledger import Ledger
+from pmwatch.model import Folder
 from support.folders import make_folder
 
 SETTLE_SECONDS: Final = 0.5
@@ -77,6 +78,9 @@ class _Observer:
         self._counted.missed += missed
 
     def backlog_held(self, folder: str, count: int) -> None:
+        """Nothing."""
+
+    def unmapped(self, folder: Folder, directory: bytes, reason: str) -> None:
         """Nothing."""
 
     def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:  # noqa: ARG002

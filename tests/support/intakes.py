@@ -68,6 +68,7 @@ class Told:
         self.overdue: list[Candidate] = []
         self.scans = 0
         self.missed: list[int] = []
+        self.unmapped_directories: list[tuple[bytes, str]] = []
 
     def folder_changed(self, folder: str, problem: FolderDown | None) -> None:  # noqa: ARG002  as above
         self.problems.append(problem.message if problem else "")
@@ -81,6 +82,9 @@ class Told:
 
     def backlog_held(self, folder: str, count: int) -> None:  # noqa: ARG002  as above
         self.backlogs.append(count)
+
+    def unmapped(self, folder: Folder, directory: bytes, reason: str) -> None:  # noqa: ARG002  as above
+        self.unmapped_directories.append((directory, reason))
 
     def never_settles(self, folder: str, candidate: Candidate, seconds: float) -> None:  # noqa: ARG002  as above
         self.overdue.append(candidate)

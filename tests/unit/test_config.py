@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmwatch import config
-from pmwatch.config import Settings, is_loopback, load, split_listen
+from pmwatch.config import Settings, is_loopback, load, split_listen, state_dir_of
 from pmwatch.errors import ConfigError, ExitCode
 from pmwatch.model import AfterUpload, Dedup, Order, Target
 
@@ -774,3 +774,26 @@ def test_whatever_the_values_of_known_keys_are_only_a_configuration_error_comes_
     document: dict[str, Any], module_monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert all(isinstance(problem, str) and problem for problem in load_document(document, module_monkeypatch))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('[state]\nkeep = "1d"\ndir = "/srv/state"\n[api]\n"', "/srv/state"),
+        ("[state]\ndir = '/srv/state' # here\n= 3\n", "/srv/state"),
+        ('state.dir = "/srv/state"\nnonsense = 3\n', "/srv/state"),
+        ('[[folders]]\ndir = "/no"\n[state]\n[api]\ndir = "/no"\n= 3', "/var/lib/pmwatch"),
+        ("[state]\ndir = 5\n", "/var/lib/pmwatch"),
+        ("state = 5\n", "/var/lib/pmwatch"),
+        ("", "/var/lib/pmwatch"),
+    ],
+)
+def test_a_wrong_file_may_still_name_its_state_directory(
+    text: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PMWATCH_STATE_DIR", raising=False)
+    (tmp_path / "config.toml").write_text(text)
+    assert state_dir_of(str(tmp_path / "config.toml")) == named
+    assert state_dir_of(str(tmp_path / "absent.toml")) == "/var/lib/pmwatch"
+    monkeypatch.setenv("PMWATCH_STATE_DIR", "/srv/other")
+    assert state_dir_of(str(tmp_path / "config.toml")) == "/srv/other"

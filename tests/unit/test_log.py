@@ -13,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmwatch import log
+from pmwatch.metrics import Metrics
+from pmwatch.reporting import Reporter
+from support.folders import make_folder
 
 KEY = "pm-canary-5f2a9c"
 URL = (
@@ -263,3 +266,16 @@ def test_a_library_whose_arguments_do_not_fit_does_not_end_its_thread() -> None:
     log.configure(stream=output)  # here, so that pytest's own handler, which would raise, is off
     logging.getLogger("some.library").warning("%d files", "many")
     assert entry(output)["event"] == "%d files"
+
+
+def test_unmapped_directories_are_told_of_once_and_not_without_end(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    log.configure(level="info", style="json", stream=stream)
+    reporter = Reporter(Metrics(version="1"), settled=lambda _: None, wake=lambda: None, on_report=lambda _: None)
+    folder = make_folder(tmp_path)
+    for number in [7, 7, *range(3000)]:
+        reporter.unmapped(folder, b"%d/Orders" % number, "unmapped: there is no tenant")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len({line.get("directory") for line in lines}) == len(lines) == 1001
+    assert lines[0]["directory"] == f"{tmp_path}/7/Orders"
+    assert "pmwatch doctor" in lines[-1]["hint"]

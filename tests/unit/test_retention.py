@@ -1,12 +1,14 @@
 """What may go after a time: archived files and rows, never a row whose file is or may be on disk."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from pmwatch.audit import audit
-from pmwatch.ledger import Disposed, Ledger
+from pmwatch.cli.audit import judge_of
+from pmwatch.ledger import Disposed, Ledger, StateLock
 from pmwatch.model import AfterUpload, Fingerprint, Folder
 from pmwatch.retention import clear_archive, forget
 from support.folders import make_folder
@@ -60,6 +62,22 @@ def test_the_audit_counts_what_people_removed_from_the_archive_and_not_what_went
         assert account.unaccounted == 0
         place.with_name("foreign.csv").touch()
         assert audit(folder, ledger).named == [str(place.with_name("foreign.csv"))]
+
+
+def test_an_audit_beside_a_daemon_forgives_what_came_since_its_last_scan_and_nothing_older(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "drop", rescan_seconds=300.0)
+    (tmp_path / "drop").mkdir()
+    (tmp_path / "drop" / "a.csv").write_text("id\n")
+    lock = StateLock(str(tmp_path))
+    with opened(tmp_path) as ledger:
+        account = audit(folder, ledger, unentered=judge_of(str(tmp_path), folder, now=time.time() + 3000))
+        assert account.verdicts == {"not taken up yet (pmwatch is not running)": 1}
+        lock.acquire()
+        for later, verdicts in ((300, {"not taken up yet": 1}), (3000, {})):
+            judge = judge_of(str(tmp_path), folder, now=time.time() + later)
+            account = audit(folder, ledger, unentered=judge)
+            assert (account.verdicts, account.unaccounted) == (verdicts, 0 if verdicts else 1)
+        lock.release()
 
 
 def test_without_archive_keep_nothing_is_ever_removed(tmp_path: Path) -> None:

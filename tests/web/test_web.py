@@ -19,10 +19,12 @@ def status() -> dict[str, object]:
                 "name": "<script>alert(1)</script>",
                 "path": "/srv/<i>",
                 "target": "acme/x",
+                "configured": True,
                 "up": False,
                 "problem": "gone",
                 "hint": "mount it",
                 "settling": 1,
+                "ignored": {"unmapped": 2, "unsupported type": 5},
                 "never_settling": [{"path": "<u>slow.csv", "seconds": 7200.0, "waits_for": "its marker"}],
                 "states": dict.fromkeys(("queued", "uploading", "uploaded", "done", "held", "failed", "vanished"), 2),
             }
@@ -45,6 +47,13 @@ def status() -> dict[str, object]:
     }  # fmt: skip
 
 
+def unsettled(folder: str) -> dict[str, object]:
+    """What one folder has in hand."""
+    if folder != "orders":
+        raise ValueError(f"there is no folder {folder!r}")
+    return {"paths": ["a%FF.csv"], "more": False}
+
+
 def client(*, wrong: tuple[str, ...] = ()) -> httpx.AsyncClient:
     questions = Questions(
         metrics=lambda: b"pmwatch_build_info 1\n",
@@ -52,6 +61,7 @@ def client(*, wrong: tuple[str, ...] = ()) -> httpx.AsyncClient:
         ready=lambda: wrong,
         status=status,
         why=lambda path: {"path": path.decode("utf-8", "backslashreplace")},
+        unsettled=unsettled,
         history=lambda asked: {"asked": dict(asked)},
     )
     transport = httpx.ASGITransport(app=create_app(questions, allowed_hosts=("localhost", "[::1]")))
@@ -122,3 +132,13 @@ def test_nothing_can_be_changed_over_http() -> None:
             return (await browser.post("/api/v1/status")).status_code
 
     assert asyncio.run(post()) == 405
+
+
+def test_the_page_tells_how_many_files_are_left_alone_and_how_many_lie_where_they_cannot_go() -> None:
+    assert '<td class="n">7<br><span class="bad">2 unmapped</span>' in run("/").text
+
+
+def test_what_has_not_settled_is_asked_by_folder() -> None:
+    assert run("/api/v1/unsettled?folder=orders").json() == {"paths": ["a%FF.csv"], "more": False}
+    assert run("/api/v1/unsettled?folder=odrers").status_code == 404
+    assert run("/api/v1/unsettled").status_code == 404

@@ -2,8 +2,10 @@
 
 import json
 import signal
+import sqlite3
 import urllib.error
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,42 @@ def test_drain_that_cannot_finish_exits_1_and_lists_what_was_left(
     daemon.start()
     daemon.wait_done(1)
     assert set(stored(sandbox)) == {"a.csv"}
+
+
+def signalled_while_it_starts(daemon: Daemon, new: Path, mode: str, *signals: signal.Signals) -> int:
+    """Start the daemon on a new file, send it signals while it waits for its ledger, and return its exit code."""
+    daemon.start()
+    assert daemon.stop() == 0
+    new.write_bytes(b"a,b\n1,1\n")
+    with closing(sqlite3.connect(daemon.state / "ledger.db", isolation_level=None)) as ledger:
+        ledger.execute("BEGIN IMMEDIATE")
+        daemon.start(mode, wait=False)
+        wait_for("its handlers", lambda: signals_caught(daemon.pid) >= set(signals))
+        for number in signals:
+            daemon.signal(number)
+    return daemon.wait()
+
+
+def signals_caught(pid: int) -> set[int]:
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    return {bit + 1 for bit in range(64) if int(line.split()[1], 16) >> bit & 1}
+
+
+def test_drain_asked_for_before_ready_sends_everything(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    assert signalled_while_it_starts(daemon, drop / "a.csv", "--drain", signal.SIGTERM) == 0
+    assert stored(sandbox) == {"a.csv": b"a,b\n1,1\n"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "signals"), [("--once", [signal.SIGTERM]), ("--drain", [signal.SIGTERM, signal.SIGINT])]
+)
+def test_a_job_that_is_stopped_before_it_looked_exits_1_and_says_so(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path, mode: str, signals: list[signal.Signals]
+) -> None:
+    daemon.folders = folder_toml("orders", drop, datatable=table_id(sandbox), settle='"5s"')
+    assert signalled_while_it_starts(daemon, drop / "a.csv", mode, *signals) == 1
+    assert stored(sandbox) == {}
+    assert daemon.events("left behind") or daemon.events("folder was not looked through")
 
 
 def test_once_sends_what_is_there_and_exits(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:

@@ -1,6 +1,7 @@
 """The daemon as a service: notify, reload, drain, once, health, pages, and errors a person can use."""
 
 import json
+import os
 import signal
 import sqlite3
 import urllib.error
@@ -161,6 +162,17 @@ def test_once_exits_1_where_a_folder_cannot_be_read(daemon: Daemon, drop: Path) 
     drop.rmdir()
     daemon.start("--once", wait=False)
     assert daemon.wait() == 1
+
+
+def test_once_exits_1_where_it_held_old_files_for_a_person(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    daemon.folders = folder_toml("orders", drop, datatable=table_id(sandbox), backlog='"ask"', max_backlog="1")
+    for number in range(2):
+        (drop / f"{number}.csv").write_bytes(f"a,b\n{number},1\n".encode())
+        os.utime(drop / f"{number}.csv", (10**9, 10**9))
+    daemon.start("--once", wait=False)
+    assert daemon.wait() == 1
+    assert daemon.events("backlog held")[0]["files"] == 2
+    assert stored(sandbox) == {}
 
 
 def test_a_rejected_file_goes_to_quarantine_and_retry_sends_it(

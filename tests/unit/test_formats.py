@@ -273,6 +273,20 @@ def test_whatever_is_cut_off_within_its_last_record_fails(
     assert found((written(before, dialect) + part).encode(), "a.csv").ok is False
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\n\x1a", "\n  "])
+def test_a_line_break_at_the_end_shows_that_the_last_line_is_whole(end: str) -> None:
+    text = f"a,b\n1,2{end}"
+    for encoding in ("utf-8", "utf-16"):
+        assert passes(text.encode(encoding), "a.csv").endswith("), and its last line is whole")
+
+
+@pytest.mark.parametrize("text", ["a,b,c\n1,2,3\n1,2,", "a,b\n1,2 ", "a,b\r1,2", "a,b", 'a,b\n1,"2\n"'])
+def test_without_one_the_last_line_may_be_cut_but_nothing_proves_it(text: str) -> None:
+    sentence = "but it does not end with a line break, so its last line may be cut"
+    for encoding in ("utf-8", "utf-16"):
+        assert sentence in passes(text.encode(encoding), "a.csv")
+
+
 # ---- text: encodings and what is no text --------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import urllib.error
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,6 +216,27 @@ def test_status_why_audit_and_doctor_answer_while_it_runs_and_after(
     audit = daemon.command("audit", "--json")
     assert audit.returncode == 1
     assert json.loads(audit.stdout)[0]["named"] == ["b.csv"]
+
+
+def test_why_knows_a_file_of_a_folder_that_is_configured_through_a_symbolic_link(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(drop)
+    daemon.folders = folder_toml("orders", link, datatable=table_id(sandbox), complete_when='"marker"')
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    wait_for("it is seen", lambda: said_of(daemon, drop / "a.csv", "settling"))
+    assert said_of(daemon, link / "a.csv", "settling")
+    assert daemon.stop() == 0
+    for path in (link / "a.csv", drop / "a.csv"):
+        assert said_of(daemon, path, "new")
+
+
+def said_of(daemon: Daemon, path: Path, verdict: str) -> dict[str, Any] | None:
+    """Return what `why` says of a file, if it is this verdict."""
+    told: dict[str, Any] = json.loads(daemon.command("why", str(path), "--json").stdout)
+    return told if told["verdict"] == verdict else None
 
 
 def test_status_and_page_name_the_file_that_others_wait_behind_and_what_frees_them(

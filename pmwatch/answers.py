@@ -11,7 +11,7 @@ from urllib.parse import quote_from_bytes
 from pmwatch import __version__
 from pmwatch.delivery.gates import Gate, Gates
 from pmwatch.errors import PmwatchError
-from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person, why
+from pmwatch.explain import as_dict, below_root, blocker_as_dict, needing_a_person, why
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.rules import UNMAPPED
 from pmwatch.intake.watch import Watcher
@@ -96,7 +96,9 @@ class Answers:
         """Explain one absolute path."""
         intakes = {intake.folder.name: intake for intake in self._intakes()}
         candidates = {
-            name: intake.candidate(os.path.relpath(path, intake.folder.root)) for name, intake in intakes.items()
+            name: intake.candidate(below)
+            for name, intake in intakes.items()
+            if (below := below_root(intake.folder.root, path)) is not None
         }
         folders = [intake.folder for intake in intakes.values()]
         answer = why(

@@ -67,11 +67,11 @@ def why(
 
     `trouble_of` knows what a target waits for on the other side: a closed gate, a name that does not exist.
     """
-    found = next(((folder, below) for folder in folders if (below := _below(folder.root, path)) is not None), None)
+    containing = [(folder, inside) for folder in folders if (inside := below_root(folder.root, path)) is not None]
     shown = display(path)
-    if found is None:
+    if not containing:
         return Answer(shown, "", "unwatched", ["No folder of the configuration contains it."])
-    folder, below = found
+    folder, below = min(containing, key=lambda one: len(one[1]))  # the innermost: it may lie in another
     history = ledger.find(folder.name, below) if ledger is not None else []
     sentences = [] if candidates is not None else ["pmwatch does not run with this configuration: not watched now."]
     verdict, said = _verdict(folder, below, history, (candidates or {}).get(folder.name), now)
@@ -84,10 +84,15 @@ def why(
     return Answer(shown, folder.name, verdict, sentences + said, [as_dict(delivery) for delivery in history])
 
 
-def _below(root: bytes, path: bytes) -> bytes | None:
-    path = os.path.normpath(path)
-    prefix = root.rstrip(b"/") + b"/"
-    return path[len(prefix) :] if path.startswith(prefix) else None
+def below_root(root: bytes, path: bytes) -> bytes | None:
+    """Return an absolute path as it is called below `root`, or None where it lies elsewhere.
+
+    Symbolic links are resolved, except that which the last part of the path may be.
+    """
+    directory, name = os.path.split(path.rstrip(b"/") or b"/")
+    real = os.path.normpath(os.path.join(os.path.realpath(directory), name))
+    prefix = os.path.realpath(root).rstrip(b"/") + b"/"
+    return (real[len(prefix) :] or None) if real.startswith(prefix) else None
 
 
 def _verdict(  # noqa: PLR0911  one return for each verdict

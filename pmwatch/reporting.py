@@ -147,7 +147,8 @@ class Reporter:
         self._log.debug("scanned", folder=folder, seconds=round(seconds, 3), new_files=files, missed=missed)
 
     def backlog_held(self, folder: str, count: int) -> None:
-        """Log that old files wait for a person's word (from an intake)."""
+        """Count and log that old files wait for a person's word (from an intake)."""
+        self.failed += count
         self._log.warning(
             "backlog held",
             folder=folder,

@@ -72,6 +72,7 @@ _CARE_SECONDS: Final = 3600.0
 _BLOCKED_CHECK_SECONDS: Final = 60.0
 _BLOCKED_SECONDS: Final = 900.0
 _SAY_AGAIN_SECONDS: Final = 86400.0
+_NOT_LOOKED: Final = "pmwatch was stopped before its scan had ended: files may be left. Run it again."
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -336,8 +337,8 @@ class Service:
             self._phase = Phase.STOPPING
         elif message == signal.SIGHUP:
             self._reload_settings()
-        elif self._phase is Phase.RUNNING and self._mode is Mode.DRAIN:
-            self._begin_drain()
+        elif self._mode is Mode.DRAIN and self._phase in (Phase.STARTING, Phase.RUNNING):
+            self._begin_drain()  # its scan takes in what a first scan that is still to come would have found
         else:
             self._stop_skips_grace = self._phase is Phase.DRAINING and self._mode is Mode.DRAIN
             self._phase = Phase.STOPPING
@@ -408,7 +409,7 @@ class Service:
         return code
 
     def _phase_was_drained(self) -> bool:
-        return self._mode is not Mode.FOREVER and self._drain_until > 0 and self._is_drained()
+        return self._mode is not Mode.FOREVER and self._is_drained()
 
     def _wait_for_threads(self, grace: float) -> None:
         """Wait for the threads to end, at most `grace` seconds, or until a second signal comes."""
@@ -447,7 +448,7 @@ class Service:
     def _exit_code(self, *, drained: bool) -> int:
         if self._died:
             return ExitCode.FAILURE
-        if self._mode is Mode.FOREVER or self._drain_until == 0:
+        if self._mode is Mode.FOREVER:
             return ExitCode.OK
         left = [one for one in self.ledger.list(states=PENDING, limit=100) if one.folder != BY_HAND]
         down = [running.intake.folder.name for running in self._intakes.values() if not running.intake.reachable]
@@ -465,6 +466,9 @@ class Service:
             self._log.error("left behind", path=path, state="settling")
         for name in down:
             self._log.error("folder could not be read", folder=name)
+        for running in self._intakes.values():
+            if running.intake.reachable and not running.intake.scanned:
+                self._log.error("folder was not looked through", folder=running.intake.folder.name, hint=_NOT_LOOKED)
         return ExitCode.OK if drained and not down and not self._reporter.failed else ExitCode.FAILURE
 
     # ---- reload -----------------------------------------------------------------------------------------------

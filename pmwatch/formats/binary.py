@@ -13,14 +13,14 @@ _COMPOUND: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _OLD_SHEETS: Final = (b"\x09\x00\x04\x00", b"\x09\x02\x06\x00", b"\x09\x04\x06\x00")  # Excel 2 to 4: one BOF record
 _LAST_SECTOR: Final = 0xFFFFFFFA  # MAXREGSECT ([MS-CFB] 2.1)
 
-_LOOKS: Final = (
+_LOOKS: Final = (  # letters alone prove nothing, for a table may begin with them
     (re.compile(rb"PK(\x03\x04|\x05\x06)"), "a zip archive or an Office file of today (.xlsx)"),
     (re.compile(re.escape(_COMPOUND)), "an old Office file (.xls), or one with a password"),
     (re.compile(rb"\x1f\x8b"), "a gzip file"),
-    (re.compile(rb"\x89PNG\r\n|GIF8[79]a|\xff\xd8\xff|RIFF....WEBP", re.DOTALL), "an image"),
-    (re.compile(rb"%PDF-"), "a PDF"),
+    (re.compile(rb"\x89PNG\r\n|GIF8[79]a.{0,6}\0|\xff\xd8\xff|RIFF....WEBPVP8", re.DOTALL), "an image"),
+    (re.compile(rb"%PDF-\d\.\d[\s%]"), "a PDF"),
     (re.compile(rb"MZ[^\0]{0,64}\0|\x7fELF", re.DOTALL), "a program"),
-    (re.compile(rb"PAR1|PARE"), "a Parquet file"),
+    (re.compile(rb"PAR[1E].{0,3}[\0\x15]", re.DOTALL), "a Parquet file"),  # Thrift, or a length
     (re.compile(rb"7z\xbc\xaf\x27\x1c|\xfd7zXZ\0|BZh[1-9]1AY&SY|\x28\xb5\x2f\xfd|Rar!\x1a"), "a compressed archive"),
     (re.compile(rb"SQLite format 3\0"), "an SQLite database"),
     (

@@ -32,7 +32,10 @@ _SEPARATOR: Final = re.compile(rb"sep=.\r?", re.IGNORECASE | re.DOTALL)  # Excel
 
 @dataclass(frozen=True, slots=True)
 class _Outline:
-    """What the fast pass kept: `_before` means before the tail, which goes without the blank lines at the end."""
+    """What the fast pass kept: `_before` means before the tail, which goes without the blank lines at the end.
+
+    `ended` tells whether a line break is among these.
+    """
 
     head: bytes
     tail: bytes
@@ -40,6 +43,7 @@ class _Outline:
     quotes_before: int
     lines_before: int
     newline: bytes
+    ended: bool
     encoding: str
 
     def line_at(self, position: int) -> int:
@@ -97,7 +101,9 @@ def check_text(blocks: Blocks, columns: Sequence[str] | None) -> Finding:
         raise troubles[0]
     if columns is not None:
         _judge(outline, layouts[0], columns)
-    return Finding(True, f"it is text ({outline.encoding}), and its last line is whole")
+    cut = "but it does not end with a line break, so its last line may be cut"
+    end = "and its last line is whole" if outline.ended else cut
+    return Finding(True, f"it is text ({outline.encoding}), {end}")
 
 
 def _outline(blocks: Iterator[bytes], encoding: str) -> _Outline:
@@ -115,7 +121,9 @@ def _outline(blocks: Iterator[bytes], encoding: str) -> _Outline:
     newline = newline or b"\n"
     size_before, quotes_before, lines_before = size - len(tail), quotes - tail.count(b'"'), lines - tail.count(newline)
     encoding = characters.end(lines + 1)
-    return _Outline(head, tail.rstrip(_BLANK), size_before, quotes_before, lines_before, newline, encoding)
+    kept = tail.rstrip(_BLANK)
+    ended = newline in tail[len(kept) :]
+    return _Outline(head, kept, size_before, quotes_before, lines_before, newline, ended, encoding)
 
 
 def _newline(head: bytes) -> bytes:

@@ -484,7 +484,12 @@ class FolderIntake:
     @property
     def idle(self) -> bool:
         """Tell whether everything that was seen is in the ledger: scanned, nothing settling but empty files."""
-        return self._scans_answered == self._scans_asked and not self.unsettled()
+        return self.scanned and not self.unsettled()
+
+    @property
+    def scanned(self) -> bool:
+        """Tell whether a full scan has run since it was last asked for."""
+        return self._scans_answered == self._scans_asked
 
     @property
     def reachable(self) -> bool:

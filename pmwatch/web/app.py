@@ -51,7 +51,7 @@ def create_app(questions: Questions, *, allowed_hosts: Sequence[str]) -> ASGIApp
 
     async def why(request: Request) -> Response:
         path = request.query_params.get("path", "")
-        if not path.startswith("/"):
+        if not path.startswith("/") or "\0" in path:
             return JSONResponse({"error": "give the absolute path of a file as ?path="}, status_code=400)
         return JSONResponse(dict(await run_in_threadpool(questions.why, os.fsencode(path))))
 

@@ -8,6 +8,7 @@ import urllib.error
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,6 +208,42 @@ def test_drain_that_cannot_finish_exits_1_and_lists_what_was_left(
     assert set(stored(sandbox)) == {"a.csv"}
 
 
+def signalled_while_it_starts(daemon: Daemon, new: Path, mode: str, *signals: signal.Signals) -> int:
+    """Start the daemon on a new file, send it signals while it waits for its ledger, and return its exit code."""
+    daemon.start()
+    assert daemon.stop() == 0
+    new.write_bytes(b"a,b\n1,1\n")
+    with closing(sqlite3.connect(daemon.state / "ledger.db", isolation_level=None)) as ledger:
+        ledger.execute("BEGIN IMMEDIATE")
+        daemon.start(mode, wait=False)
+        wait_for("its handlers", lambda: signals_caught(daemon.pid) >= set(signals))
+        for number in signals:
+            daemon.signal(number)
+    return daemon.wait()
+
+
+def signals_caught(pid: int) -> set[int]:
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    return {bit + 1 for bit in range(64) if int(line.split()[1], 16) >> bit & 1}
+
+
+def test_drain_asked_for_before_ready_sends_everything(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    assert signalled_while_it_starts(daemon, drop / "a.csv", "--drain", signal.SIGTERM) == 0
+    assert stored(sandbox) == {"a.csv": b"a,b\n1,1\n"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "signals"), [("--once", [signal.SIGTERM]), ("--drain", [signal.SIGTERM, signal.SIGINT])]
+)
+def test_a_job_that_is_stopped_before_it_looked_exits_1_and_says_so(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path, mode: str, signals: list[signal.Signals]
+) -> None:
+    daemon.folders = folder_toml("orders", drop, datatable=table_id(sandbox), settle='"5s"')
+    assert signalled_while_it_starts(daemon, drop / "a.csv", mode, *signals) == 1
+    assert stored(sandbox) == {}
+    assert daemon.events("left behind") or daemon.events("folder was not looked through")
+
+
 def test_once_sends_what_is_there_and_exits(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
     for number in range(5):
         (drop / f"{number}.csv").write_bytes(f"a,b\n{number},1\n".encode())
@@ -222,6 +259,17 @@ def test_once_exits_1_where_a_folder_cannot_be_read(daemon: Daemon, drop: Path) 
     drop.rmdir()
     daemon.start("--once", wait=False)
     assert daemon.wait() == 1
+
+
+def test_once_exits_1_where_it_held_old_files_for_a_person(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    daemon.folders = folder_toml("orders", drop, datatable=table_id(sandbox), backlog='"ask"', max_backlog="1")
+    for number in range(2):
+        (drop / f"{number}.csv").write_bytes(f"a,b\n{number},1\n".encode())
+        os.utime(drop / f"{number}.csv", (10**9, 10**9))
+    daemon.start("--once", wait=False)
+    assert daemon.wait() == 1
+    assert daemon.events("backlog held")[0]["files"] == 2
+    assert stored(sandbox) == {}
 
 
 def test_a_rejected_file_goes_to_quarantine_and_retry_sends_it(
@@ -284,6 +332,27 @@ def test_the_audit_knows_from_the_daemon_what_settles(daemon: Daemon, drop: Path
     audit = daemon.command("audit", "--json")
     assert json.loads(audit.stdout)[0]["verdicts"] == {"settling": 2}
     assert audit.returncode == 0
+
+
+def test_why_knows_a_file_of_a_folder_that_is_configured_through_a_symbolic_link(
+    daemon: Daemon, sandbox: SandboxServer, drop: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(drop)
+    daemon.folders = folder_toml("orders", link, datatable=table_id(sandbox), complete_when='"marker"')
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    wait_for("it is seen", lambda: said_of(daemon, drop / "a.csv", "settling"))
+    assert said_of(daemon, link / "a.csv", "settling")
+    assert daemon.stop() == 0
+    for path in (link / "a.csv", drop / "a.csv"):
+        assert said_of(daemon, path, "new")
+
+
+def said_of(daemon: Daemon, path: Path, verdict: str) -> dict[str, Any] | None:
+    """Return what `why` says of a file, if it is this verdict."""
+    told: dict[str, Any] = json.loads(daemon.command("why", str(path), "--json").stdout)
+    return told if told["verdict"] == verdict else None
 
 
 def test_status_and_page_name_the_file_that_others_wait_behind_and_what_frees_them(

@@ -1,12 +1,17 @@
 """`why` says what speaks for and against a file being complete, and which command answers for one that is held."""
 
+import os
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pmwatch.explain import below_root, why
 from pmwatch.model import Completeness, CompleteWhen, Guards, State, Validate
+from support.folders import make_folder
 from support.intakes import DiskIntake
 from support.ledgers import claimed
 
@@ -142,3 +147,32 @@ def test_a_renamed_file_that_was_written_to_afterwards(make: Callable[..., DiskI
         file.write(b"more\n")
         file.flush()
         assert NO_RENAME in disk.why("a.csv").sentences
+
+
+@pytest.mark.parametrize("root", ["drop", "link", "/drop", "up/drop", "link/"])
+@pytest.mark.parametrize("asked", ["drop", "link", "/drop", "up/drop", "link/../drop/gone/..", "link/./"])
+def test_a_folder_and_its_file_may_be_named_through_symbolic_links(tmp_path: Path, root: str, asked: str) -> None:
+    (tmp_path / "drop").mkdir()
+    (tmp_path / "link").symlink_to("drop")
+    (tmp_path / "up").symlink_to(".")
+    (tmp_path / "drop" / "a.csv").symlink_to("elsewhere.csv")
+
+    def named(name: str) -> bytes:
+        return os.fsencode("/" * name.startswith("/") + f"{tmp_path}/{name.strip('/')}")
+
+    assert below_root(named(root), named(asked) + b"/a.csv") == b"a.csv"
+    assert below_root(named(root), named(asked) + b"/gone/a.csv") == b"gone/a.csv"
+    assert below_root(named(root), named(asked)) is None
+    assert below_root(named(root), named(asked) + b"/../a.csv") is None
+    assert below_root(named(root), named("drop-not/a.csv")) is None
+
+
+def test_a_file_belongs_to_the_innermost_folder(tmp_path: Path) -> None:
+    outer = make_folder(tmp_path)
+    inner = replace(outer, name="inner", root=outer.root + b"/sub")
+    for folders in ([outer, inner], [inner, outer]):
+        for path, name in ((b"/a.csv", "orders"), (b"/sub/a.csv", "inner"), (b"/sub", "orders")):
+            told = why(outer.root + path, folders=folders, ledger=None, candidates=None, now=time.time())
+            assert told.folder == name
+    assert below_root(b"/", b"/a.csv") == b"a.csv"
+    assert below_root(b"/", b"/") is None

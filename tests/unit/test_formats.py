@@ -275,6 +275,20 @@ def test_whatever_is_cut_off_within_its_last_record_fails(
     assert found((written(before, dialect) + part).encode(), "a.csv").ok is False
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\n\x1a", "\n  "])
+def test_a_line_break_at_the_end_shows_that_the_last_line_is_whole(end: str) -> None:
+    text = f"a,b\n1,2{end}"
+    for encoding in ("utf-8", "utf-16"):
+        assert passes(text.encode(encoding), "a.csv").endswith("), and its last line is whole")
+
+
+@pytest.mark.parametrize("text", ["a,b,c\n1,2,3\n1,2,", "a,b\n1,2 ", "a,b\r1,2", "a,b", 'a,b\n1,"2\n"'])
+def test_without_one_the_last_line_may_be_cut_but_nothing_proves_it(text: str) -> None:
+    sentence = "but it does not end with a line break, so its last line may be cut"
+    for encoding in ("utf-8", "utf-16"):
+        assert sentence in passes(text.encode(encoding), "a.csv")
+
+
 # ---- text: encodings and what is no text --------------------------------------------------------------------------
 
 
@@ -327,8 +341,29 @@ def test_what_is_no_text_is_told_by_what_it_looks_like(data: bytes, sentence: st
     assert fails(data, "a.csv") == sentence
 
 
-def test_a_header_may_begin_as_a_program_does() -> None:
-    passes(b"MZ,b\n1,2\n", "a.csv")
+@pytest.mark.parametrize(
+    "header",
+    [
+        "MZ,b", "PARENT_ID,CHILD", "PARE,b", "PARECER,b", "PARE\N{LATIN CAPITAL LETTER C WITH CEDILLA}A,b", "PAR1,PAR2",
+        "PAR1\tPAR2", "PAR1", "PK,b", "PK_ID;b", "BM,b", "BMI,b", "II*,b", "GIF89a,b", "GIF87a", "RIFF_ID_WEBP,b",
+        "RIFF,b", "%PDF,b", "%PDF-1,b", "%PDF-1.7,b", "{\\rtf,b", "BZh,b", "Rar!,b", "ORC,b", "SQLite format 3,b",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
+def test_a_header_may_begin_as_another_type_does(header: str, encoding: str) -> None:
+    passes(f"{header}\n1,2\n1,2\n".encode(encoding), "a.csv")
+
+
+def test_what_begins_with_letters_is_known_by_what_follows_them() -> None:
+    bytes_of = {
+        "a Parquet file": b"PAR1\x15\x04\x15\x0c\x15\x10L\x15",
+        "a Parquet file ": b"PARE\x2a\x01\0\0\x19\x1c",
+        "an image": b"GIF89a\x2c\x01\x2c\x01\xf7\0\0\xff\xff\xff",
+        "an image ": b"RIFF\x24\x20\x01\x20WEBPVP8 ",
+        "a PDF": b"%PDF-1.4\r%\xe2\xe3\xcf\xd3\r",
+    }
+    for like, data in bytes_of.items():
+        assert fails(data, "a.csv") == f"it is no text: it looks like {like.strip()}"
 
 
 # ---- text: the header ---------------------------------------------------------------------------------------------

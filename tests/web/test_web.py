@@ -1,11 +1,18 @@
 """The web layer by itself: what it refuses, escapes and promises."""
 
+import asyncio
+import socket
+import threading
 import time
+from collections.abc import Iterator
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
+from pmwatch.web import server
 from pmwatch.web.app import Questions, create_app
+from pmwatch.web.server import WebServer
 
 
 def status() -> dict[str, object]:
@@ -74,8 +81,6 @@ async def get(path: str, *, host: str = "localhost:9108", wrong: tuple[str, ...]
 
 
 def run(path: str, *, host: str = "localhost:9108", wrong: tuple[str, ...] = ()) -> httpx.Response:
-    import asyncio
-
     return asyncio.run(get(path, host=host, wrong=wrong))
 
 
@@ -121,12 +126,11 @@ def test_probes_say_what_is_wrong() -> None:
 def test_why_wants_an_absolute_path_and_keeps_any_bytes() -> None:
     assert run("/api/v1/why?path=relative").status_code == 400
     assert run("/api/v1/why").status_code == 400
+    assert run("/api/v1/why?path=/srv/a%00b.csv").status_code == 400
     assert run("/api/v1/why?path=/srv/a%20b.csv").json() == {"path": "/srv/a b.csv"}
 
 
 def test_nothing_can_be_changed_over_http() -> None:
-    import asyncio
-
     async def post() -> int:
         async with client() as browser:
             return (await browser.post("/api/v1/status")).status_code
@@ -142,3 +146,88 @@ def test_what_has_not_settled_is_asked_by_folder() -> None:
     assert run("/api/v1/unsettled?folder=orders").json() == {"paths": ["a%FF.csv"], "more": False}
     assert run("/api/v1/unsettled?folder=odrers").status_code == 404
     assert run("/api/v1/unsettled").status_code == 404
+
+
+# ---- the server: what strangers may hold --------------------------------------------------------------------------
+
+HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+
+
+class Slow:
+    """An app whose answer to /slow waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.go = asyncio.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  ASGI's own
+        self.loop = asyncio.get_running_loop()
+        if scope["path"] == "/slow":
+            self.asked.set()
+            await self.go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+def slow() -> Slow:
+    return Slow()
+
+
+@pytest.fixture
+def served(slow: Slow) -> Iterator[tuple[str, int]]:
+    web = WebServer(host="127.0.0.1", port=0)
+    web.start(slow)
+    host, _, port = web.address.rpartition(":")
+    yield host, int(port)
+    web.stop()
+
+
+def connected(address: tuple[str, int], sent: bytes) -> socket.socket:
+    connection = socket.create_connection(address, timeout=30)
+    connection.sendall(sent)
+    return connection
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    """Return all that comes until the other side closes; fails where it never does."""
+    received = b""
+    try:
+        while block := connection.recv(4096):
+            received += block
+    except ConnectionResetError:
+        pass
+    connection.close()
+    return received
+
+
+def test_a_request_that_never_becomes_whole_is_not_waited_for(
+    served: tuple[str, int], slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.2)
+    answered_late = connected(served, HALF.replace(b"/", b"/slow", 1) + b"Connection: close\r\n\r\n")
+    silent = connected(served, b"")
+    assert rest_of(connected(served, HALF)) == b""
+    assert rest_of(silent) == b""
+    assert rest_of(connected(served, HALF + b"\r\n" + HALF)).endswith(b"ok")
+    assert rest_of(connected(served, HALF + b"Content-Length: 9\r\n\r\nhalf")).endswith(b"ok")
+    assert slow.loop is not None
+    slow.loop.call_soon_threadsafe(slow.go.set)
+    assert rest_of(answered_late).endswith(b"ok"), "an answer takes its time"
+
+
+def test_of_too_many_connections_the_oldest_that_asks_nothing_goes(
+    served: tuple[str, int], slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 3)
+    asking = connected(served, HALF.replace(b"/", b"/slow", 1) + b"Connection: close\r\n\r\n")
+    assert slow.asked.wait(30)
+    oldest, second = connected(served, HALF), connected(served, HALF)
+    assert rest_of(connected(served, HALF + b"Connection: close\r\n\r\n")).endswith(b"ok")
+    assert rest_of(oldest) == b""
+    second.sendall(b"Connection: close\r\n\r\n")
+    assert rest_of(second).endswith(b"ok")
+    assert slow.loop is not None
+    slow.loop.call_soon_threadsafe(slow.go.set)
+    assert rest_of(asking).endswith(b"ok")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pmwatch.errors import ExitCode, Unhealthy
-from pmwatch.lock import read_holder
+from pmwatch.lock import is_hidden, read_holder
 
 _SECONDS: Final = 4.0
 _DEFAULT_STATE_DIR: Final = "/var/lib/pmwatch"
@@ -28,6 +28,11 @@ def reachable(address: str) -> str:
 def ask_health(state_dir: str, *, ready: bool = False) -> str:
     """Return what the pmwatch with this state directory says of its health, or of being ready. Raises Unhealthy."""
     holder = read_holder(state_dir)
+    if not holder and is_hidden(state_dir):
+        raise Unhealthy(
+            f"this user may not see whether pmwatch runs with the state directory {state_dir}",
+            hint="Ask as pmwatch's user, or as root.",
+        )
     if not holder:
         hint = "Start it (pmwatch run), or name its state directory (--state-dir)."
         raise Unhealthy(f"no pmwatch runs with the state directory {state_dir}", hint=hint)

@@ -80,6 +80,17 @@ def read_holder(state_dir: str) -> dict[str, Any]:
         os.close(fd)
 
 
+def is_hidden(state_dir: str) -> bool:
+    """Tell whether this user may not see who works on a state directory."""
+    try:
+        os.close(os.open(os.path.join(state_dir, _NAME), os.O_RDONLY | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def is_held(state_dir: str) -> bool:
     """Tell whether a pmwatch works on this state directory."""
     try:

@@ -16,7 +16,7 @@ from rich.console import Console
 from pmwatch.config import Settings, load, state_dir_of
 from pmwatch.errors import ConfigError, LedgerError
 from pmwatch.health import reachable
-from pmwatch.lock import read_holder
+from pmwatch.lock import is_held, read_holder
 from pmwatch.model import BY_HAND
 
 if TYPE_CHECKING:
@@ -163,6 +163,15 @@ def ask_daemon(state_dir: str, path: str, query: Mapping[str, str] | None = None
     except (urllib.error.URLError, OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def not_asked(state_dir: str) -> str:
+    """Say why the running pmwatch could not be asked; empty where none runs."""
+    holder = read_holder(state_dir)
+    if not holder and not (os.path.isdir(state_dir) and is_held(state_dir)):
+        return ""
+    why = "it does not answer" if holder.get("http") else '[http] listen is "off", or it has only just started'
+    return f"pmwatch runs (PID {holder.get('pid', 'unknown')}), but cannot be asked: {why}"
 
 
 def open_ledger(settings: Settings, *, read_only: bool, older_too: bool = False) -> "Ledger":

@@ -12,6 +12,7 @@ from pmwatch.cli.common import (
     StateDirOption,
     ask_daemon,
     console,
+    not_asked,
     open_ledger,
     place_of,
     print_json,
@@ -20,6 +21,7 @@ from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person
 from pmwatch.intake.rules import UNMAPPED
 from pmwatch.model import BY_HAND, State, format_duration, format_size
 
+_NOT_RUNNING = "pmwatch does not run with this state directory"
 _SHOWN_STATES = ("queued", "uploading", "uploaded", "done", "held", "failed", "vanished")
 _UNMAPPED_HINT = "Their directories lead to no datatable; pmwatch doctor lists them."
 
@@ -31,16 +33,17 @@ def status(*, config: ConfigOption = None, state_dir: StateDirOption = None, jso
     found = ask_daemon(place.state_dir, "/api/v1/status")
     if found is None:
         settings = place.settings
+        unasked = not_asked(settings.state.dir)
         known = {folder.name for folder in settings.folders}
         with open_ledger(settings, read_only=True) as ledger:
             counts = ledger.counts()
             found = {
-                "summary": "pmwatch does not run with this state directory; this is what its ledger says",
+                "summary": f"{unasked or _NOT_RUNNING}; this is what its ledger says",
                 "folders": [
                     {
                         "name": name,
                         "configured": name == BY_HAND or name in known,
-                        "up": False,
+                        "up": None if unasked else False,
                         "problem": "",
                         "settling": 0,
                         "states": {str(state): counts.get((name, state), 0) for state in State},
@@ -91,6 +94,8 @@ def _show(found: dict[str, Any]) -> None:
 def _watch(folder: dict[str, Any]) -> str:
     if not folder.get("configured", True):
         return "not in the configuration"
+    if folder["up"] is None:
+        return "unknown"
     return ("polled" if folder.get("polled") else "up") if folder["up"] else "down"
 
 

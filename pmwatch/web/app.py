@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pmwatch.model import format_duration, format_size
 
+_LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "[::1]")  # of this machine's own commands; no name of a stranger's
 _OPEN_PATHS: Final = ("/metrics", "/healthz", "/readyz")  # probes and scrapers come with any Host
 _HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'"),
@@ -39,7 +40,7 @@ class Questions:
 
 
 def create_app(questions: Questions, *, allowed_hosts: Sequence[str]) -> ASGIApp:
-    """Return the app; all but metrics and health answers only to `allowed_hosts` (against DNS rebinding)."""
+    """Return the app; all but metrics and health answers to loopback and `allowed_hosts` only (DNS rebinding)."""
     page = _page()
 
     async def metrics(_: Request) -> Response:
@@ -81,7 +82,7 @@ def create_app(questions: Questions, *, allowed_hosts: Sequence[str]) -> ASGIApp
         Route("/api/v1/unsettled", unsettled),
         Route("/api/v1/history", history),
     ]
-    return _Guard(Starlette(routes=routes), {host.lower() for host in allowed_hosts})
+    return _Guard(Starlette(routes=routes), {*_LOOPBACK_HOSTS, *(host.lower() for host in allowed_hosts)})
 
 
 def _probe(ask: Callable[[], Sequence[str]]) -> Callable[[Request], Awaitable[Response]]:

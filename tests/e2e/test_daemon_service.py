@@ -321,6 +321,22 @@ def test_status_why_audit_and_doctor_answer_while_it_runs_and_after(
     assert json.loads(audit.stdout)[0]["verdicts"] == {"not taken up yet (pmwatch is not running)": 1}
 
 
+def test_commands_tell_one_that_cannot_be_asked_from_none(daemon: Daemon, drop: Path) -> None:
+    daemon.write_config()
+    daemon.config.write_text(daemon.config.read_text().replace('listen = "127.0.0.1:0"', 'listen = "off"'))
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_done(1)
+    status = json.loads(daemon.command("status", "--json").stdout)
+    assert status["summary"].startswith(f"pmwatch runs (PID {daemon.pid}), but cannot be asked: [http] listen")
+    assert status["folders"][0]["up"] is None
+    assert "unknown" in daemon.command("status").stdout
+    assert daemon.stop() == 0
+    status = json.loads(daemon.command("status", "--json").stdout)
+    assert status["summary"].startswith("pmwatch does not run")
+    assert status["folders"][0]["up"] is False
+
+
 def test_the_audit_knows_from_the_daemon_what_settles(daemon: Daemon, drop: Path) -> None:
     daemon.defaults = 'settle = "1h"\nrescan_interval = "1h"\n'
     daemon.start()

@@ -1,5 +1,6 @@
 """`pmwatch health` and the container's health check: well, ill, silent, not there, whatever the proxy."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -58,6 +59,19 @@ def test_nobody_runs(tmp_path: Path) -> None:
     with pytest.raises(Unhealthy, match="no pmwatch runs") as told:
         ask_health(str(tmp_path))
     assert "pmwatch run" in told.value.hint
+
+
+def test_who_may_not_see_it_is_not_told_that_nobody_runs(
+    lock: StateLock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:  # root may see everything
+        patch.setattr(os, "open", refused)
+        with pytest.raises(Unhealthy, match="this user may not see") as told:
+            ask_health(str(tmp_path))
+    assert "root" in told.value.hint
 
 
 def test_http_is_off(lock: StateLock, tmp_path: Path) -> None:

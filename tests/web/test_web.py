@@ -61,7 +61,7 @@ def unsettled(folder: str) -> dict[str, object]:
     return {"paths": ["a%FF.csv"], "more": False}
 
 
-def client(*, wrong: tuple[str, ...] = ()) -> httpx.AsyncClient:
+def client(*, wrong: tuple[str, ...] = (), allowed: tuple[str, ...] = ()) -> httpx.AsyncClient:
     questions = Questions(
         metrics=lambda: b"pmwatch_build_info 1\n",
         health=lambda: wrong,
@@ -71,17 +71,17 @@ def client(*, wrong: tuple[str, ...] = ()) -> httpx.AsyncClient:
         unsettled=unsettled,
         history=lambda asked: {"asked": dict(asked)},
     )
-    transport = httpx.ASGITransport(app=create_app(questions, allowed_hosts=("localhost", "[::1]")))
+    transport = httpx.ASGITransport(app=create_app(questions, allowed_hosts=allowed))
     return httpx.AsyncClient(transport=transport, base_url="http://localhost:9108")
 
 
-async def get(path: str, *, host: str = "localhost:9108", wrong: tuple[str, ...] = ()) -> httpx.Response:
-    async with client(wrong=wrong) as browser:
+async def get(path: str, *, host: str = "localhost:9108", **of_client: tuple[str, ...]) -> httpx.Response:
+    async with client(**of_client) as browser:
         return await browser.get(path, headers={"host": host})
 
 
-def run(path: str, *, host: str = "localhost:9108", wrong: tuple[str, ...] = ()) -> httpx.Response:
-    return asyncio.run(get(path, host=host, wrong=wrong))
+def run(path: str, *, host: str = "localhost:9108", **of_client: tuple[str, ...]) -> httpx.Response:
+    return asyncio.run(get(path, host=host, **of_client))
 
 
 def test_the_page_escapes_everything_that_comes_from_outside() -> None:
@@ -108,6 +108,11 @@ def test_the_page_tells_what_others_wait_behind_what_never_settles_and_how_old_f
     assert 'slow.csv<td>&lt;script&gt;alert(1)&lt;/script&gt;<td>its marker<td class="n">2h' in page
     assert '<td class="n">1h 1m' in page
     assert page.index("Needs a person") < page.index("of last week.csv") < page.index("Latest files")
+
+
+@pytest.mark.parametrize("host", ["localhost:9108", "127.0.0.1", "[::1]:9108"])
+def test_the_commands_of_this_machine_are_answered_whatever_hosts_are_allowed(host: str) -> None:
+    assert run("/api/v1/status", host=host, allowed=("pm.example.com",)).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/api/v1/status", "/api/v1/why?path=/a"])

@@ -7,6 +7,7 @@ It is no judge of content: lines in the middle may be as odd as real logs are.
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from pmwatch.errors import PmwatchError
 from pmwatch.formats.binary import check_json, check_orc, check_parquet, check_xls
 from pmwatch.formats.finding import Broken, Finding, Unknown
 from pmwatch.formats.markup import check_xml
@@ -46,6 +47,10 @@ def check(
         return Finding(False, broken.sentence, broken.line)
     except Unknown as unknown:
         return Finding(None, str(unknown))
+    except (PmwatchError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001  no file of a stranger's ends a service, whatever nobody thought of
+        return Finding(False, f"its check broke down ({type(error).__name__}); please report this file")
 
 
 def _find(source: Source, name: str, columns: tuple[str, ...] | None) -> Finding:

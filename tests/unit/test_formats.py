@@ -842,3 +842,13 @@ def test_generated_event_logs_pass_and_every_cut_within_the_last_line_is_found()
         last = data.rstrip().rindex(b"\n") + 1
         for kept in range(last + 1, data.rindex(delimiter.encode()) + 1):
             assert "torn" in fails(data[:kept], "a.csv")
+
+
+def test_a_check_that_breaks_down_in_a_way_that_nobody_thought_of_is_a_finding(tmp_path: Path) -> None:
+    def breaks_down() -> None:
+        raise IndexError("somewhere in a library")
+
+    (tmp_path / "a.csv").write_bytes(b"a,b\n1,2\n")
+    with (tmp_path / "a.csv").open("rb") as file:
+        found = check(file.fileno(), "a.csv", validate=Validate.STRUCTURE, beat=breaks_down)
+    assert (found.ok, "IndexError" in found.sentence, "somewhere" in found.sentence) == (False, True, False)

@@ -86,15 +86,12 @@ class Answers:
     def why(self, path: bytes) -> dict[str, Any]:
         """Explain one absolute path."""
         intakes = {intake.folder.name: intake for intake in self._intakes()}
-        candidates = {
-            name: intake.candidate(os.path.relpath(path, intake.folder.root)) for name, intake in intakes.items()
-        }
         folders = [intake.folder for intake in intakes.values()]
         answer = why(
             path,
             folders=folders,
             ledger=self._ledger,
-            candidates=candidates,
+            candidate_of=lambda name, below: intakes[name].candidate(below),
             now=time.time(),
             trouble_of=self.trouble_of,
         )

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
+from urllib.parse import quote
 
 from pmwatch.errors import SourceError
 from pmwatch.files import look, open_regular, why_unseen
@@ -27,7 +28,11 @@ from pmwatch.model import (
     format_duration,
     format_size,
     parse_duration,
+    undisplay,
 )
+
+CandidateOf = Callable[[str, bytes], Candidate | None]
+"""Tells of a folder, by its name, and a path below its root which file is settling there."""
 
 _MOST_LISTED: Final = 10_000
 _LOOKED_INTO_BYTES: Final = 16 * 1024 * 1024
@@ -37,16 +42,17 @@ _LOOKED_INTO_BYTES: Final = 16 * 1024 * 1024
 class Answer:
     """What is known of a path. `verdict` is one word, `sentences` are for people, `history` newest first."""
 
-    path: str
+    path: bytes
     folder: str
     verdict: str
     sentences: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return it for JSON; `path_encoded` keeps every byte of a path, as `?path=` takes it."""
         return {
-            "path": self.path,
+            "path": display(self.path),
+            "path_encoded": quote(self.path),
             "folder": self.folder,
             "verdict": self.verdict,
             "sentences": self.sentences,
@@ -59,29 +65,58 @@ def why(
     *,
     folders: Iterable[Folder],
     ledger: Ledger | None,
-    candidates: Mapping[str, Candidate | None] | None,
+    candidate_of: CandidateOf | None,
     now: float,
     trouble_of: Callable[[Target], str] = lambda _: "",
 ) -> Answer:
-    """Explain one absolute path. `candidates` are the settling files by folder, None where pmwatch does not run.
+    """Explain one absolute path. `candidate_of` knows the settling files; None where pmwatch does not run.
 
-    `trouble_of` knows what a target waits for on the other side: a closed gate, a name that does not exist.
+    `trouble_of` knows what a target waits for on the other side: a closed gate, a name that does not exist. Where there
+    is nothing of that name, it may be the printed form of one with other bytes.
     """
-    found = next(((folder, below) for folder in folders if (below := _below(folder.root, path)) is not None), None)
-    shown = display(path)
+    known = _Known(tuple(folders), ledger, candidate_of, now, trouble_of)
+    answer = _explain(path, known)
+    meant = undisplay(path)
+    if meant == path or answer.verdict not in _NOTHING:
+        return answer
+    other = _explain(meant, known)
+    return answer if other.verdict in _NOTHING else other
+
+
+_NOTHING: Final = ("absent", "unwatched")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What `why` may ask."""
+
+    folders: tuple[Folder, ...]
+    ledger: Ledger | None
+    candidate_of: CandidateOf | None
+    now: float
+    trouble_of: Callable[[Target], str]
+
+
+def _explain(path: bytes, known: _Known) -> Answer:
+    ledger, now = known.ledger, known.now
+    found = next(
+        ((folder, below) for folder in known.folders if (below := _below(folder.root, path)) is not None), None
+    )
     if found is None:
-        return Answer(shown, "", "unwatched", ["No folder of the configuration contains it."])
+        return Answer(path, "", "unwatched", ["No folder of the configuration contains it."])
     folder, below = found
     history = ledger.find(folder.name, below) if ledger is not None else []
-    sentences = [] if candidates is not None else ["pmwatch does not run with this configuration: not watched now."]
-    verdict, said = _verdict(folder, below, history, (candidates or {}).get(folder.name), now)
+    running = known.candidate_of is not None
+    sentences = [] if running else ["pmwatch does not run with this configuration: not watched now."]
+    candidate = known.candidate_of(folder.name, below) if known.candidate_of is not None else None
+    verdict, said = _verdict(folder, below, history, candidate, now)
     if history and ledger is not None:
         said += _waits(history[0], ledger, now)
     if history and history[0].state is State.QUEUED:
-        said += [trouble for trouble in (trouble_of(history[0].target),) if trouble]
-    if history and history[0].state is State.UPLOADING and candidates is None:
+        said += [trouble for trouble in (known.trouble_of(history[0].target),) if trouble]
+    if history and history[0].state is State.UPLOADING and not running:
         said = ["It was being uploaded when pmwatch ended; it goes again at the next start."]
-    return Answer(shown, folder.name, verdict, sentences + said, [as_dict(delivery) for delivery in history])
+    return Answer(path, folder.name, verdict, sentences + said, [as_dict(delivery) for delivery in history])
 
 
 def _below(root: bytes, path: bytes) -> bytes | None:

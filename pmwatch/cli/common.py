@@ -105,7 +105,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def ask_daemon(settings: Settings, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+def ask_daemon(settings: Settings, path: str, query: Mapping[str, str | bytes] | None = None) -> dict[str, Any] | None:
     """Ask the running pmwatch; None where none runs with this state directory, or it does not answer."""
     address = str(read_holder(settings.state.dir).get("http", ""))
     if not address:

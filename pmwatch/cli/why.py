@@ -32,13 +32,15 @@ def why(
 ) -> None:
     """Say where a file is and what it waits for, in plain words."""
     settings = settings_of(config, state_dir=state_dir)
-    absolute = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
+    absolute = os.fsencode(
+        os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
+    )
     answer = ask_daemon(settings, "/api/v1/why", {"path": absolute})
     if answer is None:
         has_ledger = os.path.exists(os.path.join(settings.state.dir, "ledger.db"))
         with Ledger.open(settings.state.dir, read_only=True) if has_ledger else nullcontext() as ledger:
             answer = explain(
-                os.fsencode(absolute), folders=settings.folders, ledger=ledger, candidates=None, now=time.time()
+                absolute, folders=settings.folders, ledger=ledger, candidate_of=None, now=time.time()
             ).as_dict()
     if json:
         print_json(answer)

@@ -1,10 +1,12 @@
 """The daemon as a service: notify, reload, drain, once, health, pages, and errors a person can use."""
 
 import json
+import os
 import signal
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import pytest
 
@@ -165,6 +167,20 @@ def test_status_why_audit_and_doctor_answer_while_it_runs_and_after(
     audit = daemon.command("audit", "--json")
     assert audit.returncode == 1
     assert json.loads(audit.stdout)[0]["named"] == ["b.csv"]
+
+
+def test_why_knows_a_file_whose_name_is_not_utf_8(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    name = os.fsencode(drop) + b"/bad\xff.csv"
+    with open(name, "wb") as file:
+        file.write(b"a,b\n1,1\n")
+    daemon.start()
+    daemon.wait_done(1)
+    for running in (True, False):
+        for asked in (os.fsdecode(name), f"{drop}/bad\\xff.csv"):
+            told = json.loads(daemon.command("why", asked, "--json").stdout)
+            assert (told["verdict"], unquote_to_bytes(told["path_encoded"])) == ("done", name)
+        if running:
+            assert daemon.stop() == 0
 
 
 def test_status_and_page_name_the_file_that_others_wait_behind_and_what_frees_them(

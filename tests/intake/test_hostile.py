@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import pytest
 
@@ -210,9 +211,22 @@ def test_a_file_of_any_name_is_taken_and_explained_in_one_printable_line(disk: D
     for name in TAKEN:
         answer = disk.why(os.fsdecode(name))
         assert answer.verdict == "queued", name
-        assert answer.path == display(os.fsencode(disk.drop) + b"/" + name)
-        assert all(line.isprintable() for line in [answer.path, *answer.sentences]), name
+        shown = answer.as_dict()
+        assert shown["path"] == display(os.fsencode(disk.drop) + b"/" + name)
+        assert unquote_to_bytes(shown["path_encoded"]) == os.fsencode(disk.drop) + b"/" + name
+        assert all(line.isprintable() for line in [shown["path"], *answer.sentences]), name
         assert [one["path"] for one in answer.history] == [display(name)]
+
+
+@pytest.mark.parametrize("name", [b"bad\xff.csv", b"\n.csv", "\u202ea.csv".encode()])
+def test_a_name_as_it_is_printed_is_understood(disk: DiskIntake, name: bytes) -> None:
+    make(disk, name)
+    disk.settle()
+    answer = disk.why(display(name))
+    assert (answer.verdict, answer.path) == ("queued", os.fsencode(disk.drop) + b"/" + name)
+    make(disk, display(name).encode())
+    assert disk.why(display(name)).verdict == "new", "a file that has this very name is the one that is meant"
+    assert disk.why("no\\x00thing.csv").verdict == "absent"
 
 
 def test_a_name_that_says_unfinished_is_ignored_however_odd_it_is(disk: DiskIntake) -> None:

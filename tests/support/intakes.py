@@ -185,11 +185,10 @@ class DiskIntake:
 
     def why(self, name: str, *, running: bool = True) -> Answer:
         """Ask what `pmwatch why` asks."""
-        candidates = {self.folder.name: self.intake.candidate(os.fsencode(name))}
         return why(
             os.fsencode(self.drop / name),
             folders=[self.folder],
             ledger=self.ledger,
-            candidates=candidates if running else None,
+            candidate_of=(lambda _, below: self.intake.candidate(below)) if running else None,
             now=self.wall(),
         )

@@ -5,18 +5,20 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from pmwatch import __version__
 from pmwatch.delivery.gates import Gate, Gates
-from pmwatch.errors import PmwatchError
+from pmwatch.errors import DestinationUnknown, PmwatchError
 from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person, why
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.watch import Watcher
 from pmwatch.ledger import Ledger
 from pmwatch.metrics import Samples
-from pmwatch.model import Folder, State, Target, display
+from pmwatch.model import Folder, State, Target, display, format_duration, sentences
 from pmwatch.processmind import Http
+
+_CREATE: Final = "Create it, set create_missing = true for the folder, or move the file"
 
 
 class Answers:
@@ -101,9 +103,14 @@ class Answers:
         """Say what deliveries to this target wait for on the other side, with the hint; empty for nothing."""
         unknown = self._unresolved().get(target)
         if unknown is not None:
-            return f"{unknown.message}. {unknown.hint}"
+            create = _CREATE if isinstance(unknown, DestinationUnknown) and not target.process else ""
+            return sentences(unknown.message, unknown.hint, create)
         gate = next((gate for gate in self._gates.all() if gate.name == target.tenant and not gate.is_open), None)
-        return f"Its tenant waits: {gate.message}. {gate.hint}" if gate is not None else ""
+        if gate is None:
+            return ""
+        wait = gate.opens_at - time.time()
+        when = f"Next try in {format_duration(wait)}" if wait > 0 and not gate.probing else "It is being tried now"
+        return sentences(f"Its tenant waits: {gate.message}", gate.hint, when)
 
     def gauges(self) -> dict[str, Samples]:
         """Answer a scrape: cheap, however many rows the ledger has."""

@@ -325,6 +325,11 @@ def parse_rate(text: str) -> float:
     return float(rate)
 
 
+def sentences(*parts: str) -> str:
+    """Return texts as sentences, each with one full stop; those that are empty are left out."""
+    return " ".join(part.rstrip(".") + "." for part in parts if part)
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration for people, in at most two units: `"1h 5m"`, `"5s"`, `"250ms"`."""
     if seconds < 1:

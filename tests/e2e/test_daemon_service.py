@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import urllib.error
 from collections.abc import Iterator
@@ -181,6 +182,19 @@ def test_why_knows_a_file_whose_name_is_not_utf_8(daemon: Daemon, sandbox: Sandb
             assert (told["verdict"], unquote_to_bytes(told["path_encoded"])) == ("done", name)
         if running:
             assert daemon.stop() == 0
+
+
+def test_why_says_when_a_closed_gate_is_tried_next(daemon: Daemon, drop: Path) -> None:
+    daemon.write_config()
+    (daemon.root / "key-demo").write_text("a-key-of-nobody")
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_event("gate closed")
+    wait_for("it is queued", daemon.deliveries)
+    told = json.loads(daemon.command("why", str(drop / "a.csv"), "--json").stdout)["sentences"]
+    assert told[-1].startswith("Its tenant waits: ")
+    assert re.search(r"\. (Next try in \d+\S*|It is being tried now)\.$", told[-1])
+    assert ".." not in told[-1]
 
 
 def test_status_and_page_name_the_file_that_others_wait_behind_and_what_frees_them(

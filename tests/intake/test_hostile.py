@@ -150,7 +150,7 @@ def test_a_directory_with_the_name_of_a_file_is_a_directory(disk: DiskIntake) ->
     disk.hint("orders.csv", renamed=True)
     disk.settle()
     assert disk.entered() == ["orders.csv/inner.csv"]
-    assert disk.why("orders.csv").sentences == ["It is a directory, not a regular file."]
+    assert disk.why("orders.csv").sentences == ["It is a directory of folder orders: files in it go to acme/table-1."]
 
 
 def test_a_hard_link_is_a_regular_file_and_is_taken_wherever_its_other_names_are(

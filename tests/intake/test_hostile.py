@@ -1,10 +1,8 @@
 """A folder written by strangers: nothing in it blocks, crashes or leads out of it, and everything has its reason."""
 
 import os
-import pwd
 import socket
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from pmwatch.intake import scan
 from pmwatch.intake.watch import Watcher
 from pmwatch.model import Target, display
 from support.intakes import DiskIntake
+from support.users import without_privileges
 
 SECRET = b"id\nsecret\n"
 
@@ -350,20 +349,8 @@ def test_a_scan_of_directories_alone_is_heard_to_go_on(disk: DiskIntake) -> None
 @pytest.fixture
 def base() -> Iterator[Path]:
     """A directory that belongs to a user without privileges, as whom the test goes on."""
-    with tempfile.TemporaryDirectory(prefix="pmwatch-") as name:
-        if os.geteuid():
-            yield Path(name)
-            return
-        nobody = pwd.getpwnam("nobody").pw_uid
-        os.chown(name, nobody, -1)
-        try:
-            os.seteuid(nobody)
-        except PermissionError:
-            pytest.skip("becoming another user needs CAP_SETUID")
-        try:
-            yield Path(name)
-        finally:
-            os.seteuid(0)
+    with without_privileges() as directory:
+        yield directory
 
 
 def test_an_unreadable_file_holds_up_no_other_and_is_taken_as_the_version_that_lies_there(base: Path) -> None:

@@ -20,6 +20,7 @@ LEVELS = {
     "formats": 0,
     "filesystems": 0,
     "timetable": 0,
+    "toml": 0,
     "config": 1,
     "lock": 1,
     "places": 1,

@@ -10,17 +10,18 @@ from urllib.parse import quote_from_bytes
 
 from pmwatch import __version__
 from pmwatch.delivery.gates import Gate, Gates
-from pmwatch.errors import PmwatchError
-from pmwatch.explain import as_dict, below_root, blocker_as_dict, needing_a_person, why
+from pmwatch.errors import DestinationUnknown, PmwatchError
+from pmwatch.explain import as_dict, blocker_as_dict, needing_a_person, why
 from pmwatch.intake.folder import FolderIntake
 from pmwatch.intake.rules import UNMAPPED
 from pmwatch.intake.watch import Watcher
 from pmwatch.ledger import Ledger
 from pmwatch.metrics import Samples
-from pmwatch.model import BY_HAND, PENDING, Folder, State, Target, display
+from pmwatch.model import BY_HAND, PENDING, Folder, State, Target, display, format_duration, sentences
 from pmwatch.processmind import Http
 
 _OPEN: Final = (*PENDING, State.HELD, State.FAILED)
+_CREATE: Final = "Create it, set create_missing = true for the folder, or move the file"
 
 
 class Answers:
@@ -95,17 +96,12 @@ class Answers:
     def why(self, path: bytes) -> dict[str, Any]:
         """Explain one absolute path."""
         intakes = {intake.folder.name: intake for intake in self._intakes()}
-        candidates = {
-            name: intake.candidate(below)
-            for name, intake in intakes.items()
-            if (below := below_root(intake.folder.root, path)) is not None
-        }
         folders = [intake.folder for intake in intakes.values()]
         answer = why(
             path,
             folders=folders,
             ledger=self._ledger,
-            candidates=candidates,
+            candidate_of=lambda name, below: intakes[name].candidate(below),
             now=time.time(),
             trouble_of=self.trouble_of,
         )
@@ -123,9 +119,14 @@ class Answers:
         """Say what deliveries to this target wait for on the other side, with the hint; empty for nothing."""
         unknown = self._unresolved().get(target)
         if unknown is not None:
-            return f"{unknown.message}. {unknown.hint}"
+            create = _CREATE if isinstance(unknown, DestinationUnknown) and not target.process else ""
+            return sentences(unknown.message, unknown.hint, create)
         gate = next((gate for gate in self._gates.all() if gate.name == target.tenant and not gate.is_open), None)
-        return f"Its tenant waits: {gate.message}. {gate.hint}" if gate is not None else ""
+        if gate is None:
+            return ""
+        wait = gate.opens_at - time.monotonic()
+        when = f"Next try in {format_duration(wait)}" if wait > 0 and not gate.probing else "It is being tried now"
+        return sentences(f"Its tenant waits: {gate.message}", gate.hint, when)
 
     def gauges(self) -> dict[str, Samples]:
         """Answer a scrape: cheap, however many rows the ledger has."""

@@ -4,7 +4,6 @@ Every section and entry is checked by itself, and a second pass checks the entri
 what parsed, so that one typo hides no other mistake. All problems are reported at once, as a `ConfigError`.
 """
 
-import difflib
 import ipaddress
 import os
 import re
@@ -50,6 +49,7 @@ from pmwatch.model import (
 )
 from pmwatch.systemd import CREDENTIALS
 from pmwatch.timetable import parse_span
+from pmwatch.toml import nearest, trouble
 
 ENV_PREFIX: Final = "PMWATCH_"
 _LONGEST_SECONDS: Final = 36500 * 86400.0
@@ -225,6 +225,9 @@ class FolderEntry(FolderOptions):
 
 
 _FOLDER_KEYS: Final = frozenset(FolderEntry.keys())
+_LISTS: Final = ("tenants", "folders")
+_MODELS: Final = (ApiSection, StateSection, HttpSection, LogSection, DeliverySection, TenantEntry, FolderEntry)
+_SHOWN_KEYS: Final = frozenset[str]().union(*(model.keys() for model in _MODELS)) - _HIDDEN_KEYS
 
 
 class _Sources(BaseSettings):
@@ -277,7 +280,28 @@ class Settings:
 def load(path: str | None, *, flags: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
     """Read the configuration file `path` (None: environment and flags only). Raises ConfigError with all problems."""
     raw = _merge(_read_toml(path), flags or {})
-    return _Reader(raw).settings()
+    try:
+        return _Reader(raw).settings()
+    except ConfigError as error:
+        variables = _variables(flags or {})
+        raise ConfigError([_with_variable(problem, variables) for problem in error.problems], hint=error.hint) from None
+
+
+def _variables(flags: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the variables of the environment that set something, by how messages name it: `api: timeout:`."""
+    found = {}
+    for variable, value in os.environ.items():
+        section, _, key = variable.lower().removeprefix(ENV_PREFIX.lower()).partition("_")
+        of_ours = variable.upper().startswith(ENV_PREFIX) and section in _Sources.model_fields
+        if of_ours and key and value and key not in flags.get(section, {}):
+            found[f"{section}: {key}:"] = variable
+    return found
+
+
+def _with_variable(problem: str, variables: Mapping[str, str]) -> str:
+    """Return a problem with the variable of the environment that causes it, if one does."""
+    variable = next((variable for begin, variable in variables.items() if problem.startswith(begin)), "")
+    return f"{problem} (from {variable} in the environment)" if variable else problem
 
 
 def state_dir_of(path: str) -> str:
@@ -321,14 +345,18 @@ def _read_toml(path: str | None) -> dict[str, Any]:
         return {}
     try:
         with open(path, encoding="utf-8-sig") as file:  # editors on Windows write a byte order mark
-            return tomllib.loads(file.read())
+            text = file.read()
+        return tomllib.loads(text)
     except OSError as error:
         hint = "Name the file with --config FILE or PMWATCH_CONFIG; config.example.toml documents every key."
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"], hint=hint) from None
     except RecursionError:
         raise ConfigError([f"{path}: not valid TOML: nested too deeply"]) from None
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, and a number of too many digits
+    except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
+    except ValueError as error:  # TOMLDecodeError, and a number of too many digits
+        said, hint = trouble(text, error, lists=_LISTS, shown=_SHOWN_KEYS)
+        raise ConfigError([f"{path}: not valid TOML: {said}"], hint=hint) from None
 
 
 def _merge(toml: dict[str, Any], flags: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -338,7 +366,10 @@ def _merge(toml: dict[str, Any], flags: Mapping[str, Mapping[str, Any]]) -> dict
     try:
         merged: dict[str, Any] = sources(**{name: dict(section) for name, section in flags.items()}).model_dump()
     except (SettingsError, ValidationError) as error:
-        raise ConfigError([f"environment: {type(error).__name__}: a {ENV_PREFIX}… variable cannot be read"]) from None
+        named = re.search(r'field "(\w+)"', str(error))
+        variable = ENV_PREFIX + (named[1].upper() if named else "…")
+        example = f"{ENV_PREFIX}DELIVERY_MAX_PARALLEL"
+        raise ConfigError([f"environment: {variable} cannot be read; set single values, such as {example}"]) from None
     if "api" not in wrong and "key" not in toml.get("api", {}):
         merged["api"].pop("key", None)  # PMWATCH_API_KEY is for the commands that need no configuration
     return merged | wrong  # what is no table is reported with all the rest
@@ -373,7 +404,7 @@ class _Reader:
     def _unknown_sections(self) -> None:
         for key in self._raw:
             if key not in SECTIONS:
-                known = _nearest(key, SECTIONS) or f"; known sections: {', '.join(SECTIONS)}"
+                known = nearest(key, SECTIONS) or f"; known sections: {', '.join(SECTIONS)}"
                 if FolderEntry.keys().get(key):
                     known = "; it belongs into [defaults] or a [[folders]] entry"
                 self._problems.append(f"{key}: unknown section{known}")
@@ -492,7 +523,7 @@ def _problem(where: str, model: type[Section], detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden" and model is FolderOptions and key in _FOLDER_KEYS:
         return f"{where}: {key}: it is for one folder only; it belongs into a [[folders]] entry"
     if detail["type"] == "extra_forbidden":
-        return f"{where}: {key}: unknown key{_nearest(key, known) or '; known keys: ' + ', '.join(known)}"
+        return f"{where}: {key}: unknown key{nearest(key, known) or '; known keys: ' + ', '.join(known)}"
     if detail["type"] == "missing":
         return f"{where}: {key}: missing; it is required"
     if detail["type"] == "string_pattern_mismatch":
@@ -504,18 +535,13 @@ def _problem(where: str, model: type[Section], detail: ErrorDetails) -> str:
 
 def _choice(detail: ErrorDetails) -> str:
     expected = re.findall(r"'([^']+)'", str(detail.get("ctx", {}).get("expected", "")))
-    return _nearest(str(detail["input"]), expected) if expected else ""
+    return nearest(str(detail["input"]), expected) if expected else ""
 
 
 def _show(key: str, value: Any) -> str:
     if key.split(".", maxsplit=1)[0] in _HIDDEN_KEYS or isinstance(value, dict | list):
         return "the value"
     return repr(value)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def _api_problems(api: ApiSection) -> list[str]:
@@ -572,7 +598,7 @@ def _folder_problems(entry: FolderEntry, tenants: frozenset[str]) -> Iterator[st
         yield "tenant: missing; name a [[tenants]] entry, or put {tenant} into the path"
     if entry.tenant and entry.tenant not in tenants:
         known = f"; known tenants: {', '.join(sorted(tenants)) or 'none'}"
-        yield f"tenant: {entry.tenant!r} is not a [[tenants]] entry{_nearest(entry.tenant, sorted(tenants)) or known}"
+        yield f"tenant: {entry.tenant!r} is not a [[tenants]] entry{nearest(entry.tenant, sorted(tenants)) or known}"
     yield from _completeness_problems(entry)
     tables = [key for key in ("datatable", "dataset") if getattr(entry, key) or f"{{{key}}}" in levels]
     if entry.process or "{process}" in levels:

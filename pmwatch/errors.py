@@ -2,6 +2,7 @@
 
     PmwatchError                     hint: what a person should do next; decision: what pmwatch does
     ├── ConfigError                  the configuration's text is wrong; exit 78
+    │   └── PlanError                the text of a plan for a tenant is wrong; exit 78
     ├── LockedError                  another pmwatch holds the state directory
     ├── Unhealthy                    the running pmwatch is ill, not ready, or does not answer
     ├── LedgerError                  the ledger cannot be used
@@ -78,13 +79,21 @@ class PmwatchError(Exception):
 
 
 class ConfigError(PmwatchError):
-    """The configuration is wrong. `problems` lists all that was found, one line each."""
+    """The configuration is wrong. `problems` lists all that was found, one line each; `subject` is what is wrong."""
 
     reason = "config"
+    subject = "configuration"
 
     def __init__(self, problems: list[str], *, hint: str = "") -> None:
         super().__init__("\n".join(problems), hint=hint)
         self.problems = problems
+
+
+class PlanError(ConfigError):
+    """The plan of what a tenant should have is wrong."""
+
+    reason = "plan"
+    subject = "plan"
 
 
 class LockedError(PmwatchError):

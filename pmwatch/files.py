@@ -73,6 +73,12 @@ def look(root: bytes, path: bytes) -> os.stat_result | None:
         return None
 
 
+def is_directory(root: bytes, path: bytes) -> bool:
+    """Tell whether a directory lies at `path` below `root`, and no link to one."""
+    st = look(root, path)
+    return st is not None and stat.S_ISDIR(st.st_mode)
+
+
 def why_unseen(root: bytes, path: bytes) -> str:
     """Say why nobody can tell what lies at `path` below `root`; empty where that is known, were it nothing."""
     try:
@@ -126,8 +132,7 @@ def _deepest(root: bytes, path: bytes) -> bytes:
     """Return the deepest directory on the way from the root to `path` that is there."""
     below = os.path.dirname(path)
     while below:
-        st = look(root, below)
-        if st is not None and stat.S_ISDIR(st.st_mode):
+        if is_directory(root, below):
             return os.path.join(root, below)
         below = os.path.dirname(below)
     return root

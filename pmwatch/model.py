@@ -239,6 +239,9 @@ class Delivery:
         return display(self.path)
 
 
+_ESCAPED: Final = re.compile(rb"\\x((?!00)[0-9a-f]{2})|\\u((?!d[89a-f])[0-9a-f]{4})")
+
+
 def display(path: bytes) -> str:
     r"""Return a path for people and logs: UTF-8 where it is, `\xNN` for other bytes and for control characters.
 
@@ -247,6 +250,15 @@ def display(path: bytes) -> str:
     """
     text = path.decode("utf-8", "surrogateescape")
     return "".join(_display_character(character) for character in text)
+
+
+def undisplay(text: bytes) -> bytes:
+    r"""Return the path that `display` shows so; the same where nothing in it is escaped.
+
+    >>> undisplay(b"a\\x0ab\\xff.csv")
+    b'a\nb\xff.csv'
+    """
+    return _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]) if found[1] else chr(int(found[2], 16)).encode(), text)
 
 
 def _display_character(character: str) -> str:
@@ -311,6 +323,11 @@ def parse_rate(text: str) -> float:
     if rate < _SLOWEST_RATE:
         raise ValueError('at least "1KiB/s"; to send nothing for a while, stop pmwatch')
     return float(rate)
+
+
+def sentences(*parts: str) -> str:
+    """Return texts as sentences, each with one full stop; those that are empty are left out."""
+    return " ".join(part.rstrip(".") + "." for part in parts if part)
 
 
 def format_duration(seconds: float) -> str:

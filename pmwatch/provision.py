@@ -5,17 +5,19 @@ Nothing is deleted unless asked for, and a second run finds nothing to do.
 
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any, Final, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
-from pmwatch.errors import ConfigError, DestinationUnknown
+from pmwatch.errors import DestinationUnknown, PlanError
 from pmwatch.formats import MAX_MODEL_BYTES, Broken, read_model
 from pmwatch.processmind import Client
 from pmwatch.processmind.models import Dataset, Mapping, Process, User
+from pmwatch.toml import nearest, trouble
 
 _Name = Annotated[str, Field(min_length=1)]
 
@@ -77,21 +79,76 @@ class Step:
 
 
 def load_plan(path: str) -> Plan:
-    """Read a plan. Raises ConfigError with every problem."""
+    """Read a plan. Raises PlanError with every problem."""
+    raw = _read(path)
     try:
-        with open(path, "rb") as file:
-            plan = Plan.model_validate(tomllib.load(file))
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+        plan = Plan.model_validate(raw)
     except ValidationError as error:
-        said = (f"{path}: {'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors())
-        raise ConfigError(list(said)) from None
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ConfigError([f"{path}: not valid TOML: {error}"]) from None
+        raise PlanError([f"{path}: {_problem(raw, one)}" for one in error.errors()]) from None
     problems = list(_problems(plan, os.path.dirname(os.path.abspath(path))))
     if problems:
-        raise ConfigError([f"{path}: {problem}" for problem in problems])
+        raise PlanError([f"{path}: {problem}" for problem in problems])
     return plan
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+        return tomllib.loads(text)
+    except OSError as error:
+        raise PlanError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise PlanError([f"{path}: not valid TOML: {said}"]) from None
+    except ValueError as error:
+        shown = {key for model in _MODELS.values() for key in model.model_fields}
+        said, hint = trouble(text, error, lists=("datasets", "processes", "processes.mappings", "users"), shown=shown)
+        raise PlanError([f"{path}: not valid TOML: {said}"], hint=hint) from None
+
+
+_MODELS: Final[dict[str, type[_Entry]]] = {
+    "datasets": DatasetPlan,
+    "processes": ProcessPlan,
+    "mappings": MappingPlan,
+    "users": UserPlan,
+}
+_ONE: Final = {"datasets": "dataset", "processes": "process", "mappings": "mapping", "users": "user"}
+
+
+def _problem(raw: Any, detail: ErrorDetails) -> str:
+    """Put one pydantic error into plain words: which entry by its name, the key, and what is allowed."""
+    where, model = list[str](), cast("type[_Entry]", Plan)
+    for part in detail["loc"]:
+        if isinstance(raw, dict):
+            raw = raw.get(part)
+        if isinstance(part, int):
+            raw = raw[part] if isinstance(raw, list) else None
+            model = _MODELS.get(where[-1], model)
+            where[-1] = _named(where[-1], part, raw)
+        else:
+            where.append(part)
+    return f"{': '.join(where)}: {_said(where[-1], tuple(model.model_fields), detail)}"
+
+
+def _named(kind: str, index: int, entry: Any) -> str:
+    """Return how an entry of a list is called: by its name, or else by its place."""
+    name = entry.get("name") or entry.get("email") if isinstance(entry, dict) else None
+    return f"{_ONE.get(kind, kind)} {name!r}" if isinstance(name, str) else f"{kind}[{index + 1}]"
+
+
+def _said(key: str, known: Sequence[str], detail: ErrorDetails) -> str:
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key{nearest(key, known) or '; known keys: ' + ', '.join(known)}"
+    if kind == "missing":
+        return "missing; it is required"
+    if kind == "tuple_type" and key in _ONE:
+        return f"write one [[{key}]] table for each"
+    if kind == "string_pattern_mismatch":
+        return f"{value!r}: write one of data-1 to data-8"
+    shown = "" if isinstance(value, dict | list) else f"{value!r}: "
+    return f"{shown}{detail['msg'][:1].lower()}{detail['msg'][1:]}"
 
 
 def _problems(plan: Plan, directory: str) -> Iterator[str]:

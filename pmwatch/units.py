@@ -4,6 +4,7 @@ Sources: systemd.exec(5), systemd.unit(5), sysusers.d(5), tmpfiles.d(5).
 """
 
 import os
+import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def unit_files(needs: Needs, *, config: str, instance: str = "", program: str = 
 
     With `instance` it is one of several: pmwatch@INSTANCE, whose unit takes /etc/pmwatch/INSTANCE.toml.
     """
-    program = program or os.path.join(sysconfig.get_path("scripts"), "pmwatch")
+    program = program or this_program()
     name = "pmwatch@.service" if instance else "pmwatch.service"
     unit = _shipped(name).replace(_PROGRAM, _quoted(program))
     if not instance:
@@ -61,6 +62,36 @@ def unit_files(needs: Needs, *, config: str, instance: str = "", program: str = 
             "/etc/tmpfiles.d/pmwatch.conf", _shipped("pmwatch.tmpfiles.conf"), "its directories, with their modes"
         ),
     ]
+
+
+def this_program() -> str:
+    """Return where this installation's command is."""
+    return os.path.join(sysconfig.get_path("scripts"), "pmwatch")
+
+
+def what_runs(program: str) -> list[str]:
+    """Return what the service needs to run a program of this installation, links followed: itself and its Python."""
+    return list(dict.fromkeys(map(os.path.realpath, (program, sys.executable))))
+
+
+def hidden(needs: Needs, *, config: str, programs: Sequence[str]) -> Iterator[str]:
+    """Yield what the unit hides from the service, which therefore could not start, and what to do about it."""
+    elsewhere = "install pmwatch elsewhere (deploy/install /opt/pmwatch), and run that one's install systemd"
+    keys = [one.api_key_file for one in needs.tenants if one.api_key_file and not one.from_systemd]
+    wanted = [(path, "what runs pmwatch", elsewhere) for path in dict.fromkeys(programs)]
+    wanted += [(config, "the configuration", "move it to /etc/pmwatch, and name it with --config")]
+    wanted += [(path, "a tenant's API key", f"move it to {CREDENTIALS}, and change api_key_file") for path in keys]
+    shown = {line.partition("=")[0] for line in drop_in(needs) if line.endswith("=no")}
+    for path, what, help_ in wanted:
+        directory = _hidden_by(path, shown)
+        if directory:
+            yield f"{path} ({what}) lies below {directory}, which the unit hides, so the service cannot use it: {help_}"
+
+
+def _hidden_by(path: str, shown: set[str]) -> str:
+    """Return which directory the unit hides above a path; empty for none. `shown` directives are switched off."""
+    hiding = (one for directive, hides in _HIDDEN.items() if directive not in shown for one in hides)
+    return next((one for one in hiding if _is_below(path, one)), "")
 
 
 def drop_in(needs: Needs) -> Iterator[str]:

@@ -88,7 +88,7 @@ def main() -> None:
         gc.enable()
         app()
     except ConfigError as error:
-        _complain("the configuration is wrong:", *(f"  {problem}" for problem in error.problems), hint=error.hint)
+        _complain(f"the {error.subject} is wrong:", *(f"  {problem}" for problem in error.problems), hint=error.hint)
         sys.exit(ExitCode.CONFIG)
     except PmwatchError as error:
         _complain(error.sentence, hint=error.hint)

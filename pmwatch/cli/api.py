@@ -191,6 +191,8 @@ def access_of(config: str | None, tenant: str | None) -> Access:
     try:
         settings = settings_of(config)
     except ConfigError as error:
+        if os.path.exists(config or DEFAULT_CONFIG):
+            raise
         hint = f"Without a configuration: set {KEY_VARIABLE}, and name the tenant's id with --tenant."
         raise ConfigError(error.problems, hint=hint) from None
     found = [one for one in settings.tenants if tenant in (None, one.name, one.id)]

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
+from pmwatch.advice import is_gone
 from pmwatch.cli.common import console, print_json
 from pmwatch.config import Settings
 from pmwatch.errors import ExitCode
@@ -81,7 +82,7 @@ def refusals(
     One that is to go needs its folder in `goes_to`, or it would come back to the queue for ever.
     """
     names = " or ".join(str(state) for state in allowed)
-    known = None if goes_to is None else {folder.name for folder in goes_to.folders}
+    known = None if goes_to is None else {folder.name: folder for folder in goes_to.folders}
     refused = {}
     for id_ in ids:
         delivery = ledger.get(id_)
@@ -91,6 +92,8 @@ def refusals(
             refused[id_] = f"is {delivery.state}, not {names}"
         elif known is not None and delivery.folder not in known:
             refused[id_] = f"its folder {delivery.folder} is no longer in the configuration"
+        elif known is not None and is_gone(delivery, known[delivery.folder]):
+            refused[id_] = f"it is no longer on disk; put it back, or give it up: pmwatch discard {id_}"
     return refused
 
 

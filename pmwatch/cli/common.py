@@ -149,7 +149,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def ask_daemon(state_dir: str, path: str, query: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+def ask_daemon(state_dir: str, path: str, query: Mapping[str, str | bytes] | None = None) -> dict[str, Any] | None:
     """Ask the running pmwatch; None where none runs with this state directory, or it does not answer."""
     address = str(read_holder(state_dir).get("http", ""))
     if not address:

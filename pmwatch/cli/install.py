@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from pmwatch.cli import app
-from pmwatch.cli.common import ConfigOption, console, settings_of
+from pmwatch.cli.common import DEFAULT_CONFIG, ConfigOption, console, settings_of
 from pmwatch.errors import PmwatchError
 from pmwatch.model import display
 from pmwatch.systemd import CREDENTIALS
-from pmwatch.units import Needs, UnitFile, unit_files
+from pmwatch.units import Needs, UnitFile, hidden, this_program, unit_files, what_runs
 
 install = typer.Typer(no_args_is_help=True, help="Set pmwatch up as a service of this machine.")
 app.add_typer(install, name="install")
@@ -30,7 +30,7 @@ def systemd(
         typer.Option("--instance", metavar="NAME", help="One of several: pmwatch@NAME, /etc/pmwatch/NAME.toml."),
     ] = "",
     root: Annotated[
-        str, typer.Option("--root", metavar="DIR", help="Write below this directory, such as an image's root.")
+        str, typer.Option("--root", metavar="DIR", help="Read and write below this directory, such as an image's root.")
     ] = "/",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the files.")] = False,
     config: ConfigOption = None,
@@ -42,11 +42,16 @@ def systemd(
     """
     if instance and (not instance.replace("-", "").replace("_", "").isalnum() or not instance.isascii()):
         raise typer.BadParameter(f"--instance {instance}: letters, digits, - and _ only")
-    path = config or (f"/etc/pmwatch/{instance}.toml" if instance else "/etc/pmwatch/config.toml")
+    default = f"/etc/pmwatch/{instance}.toml" if instance else DEFAULT_CONFIG
+    root = os.path.abspath(root)
+    given = os.path.abspath(config or os.path.join(root, default.lstrip("/")))
     os.environ.setdefault("CREDENTIALS_DIRECTORY", "/run/credentials/pmwatch")  # as it will be in the service
-    settings = settings_of(path)
+    settings = settings_of(given)
+    path, program = _inside(given, root), _inside(this_program(), root)
     needs = Needs(settings.folders, settings.tenants, settings.delivery.shutdown_grace)
-    files = unit_files(needs, config=os.path.abspath(path), instance=instance)
+    files = unit_files(needs, config=path, instance=instance, program=program)
+    for warning in hidden(needs, config=path, programs=[program, *(_inside(one, root) for one in what_runs(program))]):
+        typer.echo(f"pmwatch: warning: {warning}", err=True)
     out = console()
     for one in files:
         if dry_run:
@@ -66,6 +71,12 @@ def systemd(
     steps += ["systemctl daemon-reload", f"systemctl enable --now {service}"]
     for step in steps:
         out.print(f"  {step}", soft_wrap=True, markup=False)
+
+
+def _inside(path: str, root: str) -> str:
+    """Return a path as it is called inside the root."""
+    prefix = root.rstrip("/") + "/"
+    return "/" + path.removeprefix(prefix) if path.startswith(prefix) else path
 
 
 def _write(root: str, file: UnitFile) -> None:

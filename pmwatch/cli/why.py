@@ -3,7 +3,7 @@
 import os
 import time
 from contextlib import nullcontext
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,12 +14,13 @@ from pmwatch.cli.common import (
     StateDirOption,
     ask_daemon,
     console,
+    not_asked,
     place_of,
     print_json,
 )
 from pmwatch.explain import why as explain
 from pmwatch.ledger import Ledger
-from pmwatch.model import format_duration
+from pmwatch.model import Outcome, format_duration
 
 
 @app.command()
@@ -32,14 +33,19 @@ def why(
 ) -> None:
     """Say where a file is and what it waits for, in plain words."""
     place = place_of(config, state_dir=state_dir)
-    absolute = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
+    absolute = os.fsencode(os.path.abspath(path))
     answer = ask_daemon(place.state_dir, "/api/v1/why", {"path": absolute})
     if answer is None:
         settings = place.settings
         has_ledger = os.path.exists(os.path.join(settings.state.dir, "ledger.db"))
         with Ledger.open(settings.state.dir, read_only=True) if has_ledger else nullcontext() as ledger:
             answer = explain(
-                os.fsencode(absolute), folders=settings.folders, ledger=ledger, candidates=None, now=time.time()
+                absolute,
+                folders=settings.folders,
+                ledger=ledger,
+                candidate_of=None,
+                now=time.time(),
+                unasked=not_asked(settings.state.dir),
             ).as_dict()
     if json:
         print_json(answer)
@@ -51,4 +57,13 @@ def why(
         out.print(f"  {sentence}")
     for delivery in answer["history"][1:]:
         age = format_duration(time.time() - delivery["settled_at"])
-        out.print(f"  Before that, {age} ago: {delivery['state']} {delivery['outcome']} {delivery['reason']}".rstrip())
+        out.print(f"  Before that, {age} ago: {_ending(delivery)}")
+
+
+def _ending(delivery: dict[str, Any]) -> str:
+    """Return in a few words how a delivery ended."""
+    outcome, reason = delivery["outcome"], delivery["reason"]
+    if outcome == Outcome.SUPERSEDED:
+        return "superseded by a newer version" + (f", while held: {reason}" if reason not in ("", outcome) else "")
+    ended = outcome or delivery["state"]
+    return f"{ended} ({reason})" if reason not in ("", ended) else str(ended)

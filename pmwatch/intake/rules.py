@@ -31,6 +31,7 @@ UNFINISHED_NAMES: Final = (
 MARKER: Final = "a marker, which is not uploaded itself"
 UNMAPPED: Final = "unmapped"
 PASSED_BY: Final = "a sub-directory, and the folder is not recursive"
+_OWN: Final = "kept by pmwatch itself"
 _UNFINISHED: Final = "unfinished name"
 _EXCLUDED: Final = "excluded"
 _NOT_INCLUDED: Final = "not included"
@@ -75,7 +76,7 @@ class Rules:
         directory, _, name = text.rpartition("/")
         place = self._place_of(directory)
         if place.own or path in self._own:
-            return Mapped(None, "kept by pmwatch itself")
+            return Mapped(None, _OWN)
         if self._markers.match(name) or name == self._folder.root_marker:
             return Mapped(None, MARKER)  # also one with an unfinished name, such as .orders.csv.ok
         if place.unfinished or self._unfinished.match(name):
@@ -85,6 +86,13 @@ class Rules:
         if self._folder.exclude and _matches(self._exclude, text, name):
             return Mapped(None, _EXCLUDED)
         return place.mapped
+
+    def inside(self, directory: bytes) -> Mapped:
+        """Return where the files of a directory below the root go, or why none does; empty for the root itself."""
+        place = self._place_of(os.fsdecode(directory))
+        if place.own:
+            return Mapped(None, _OWN)
+        return Mapped(None, _UNFINISHED) if place.unfinished else place.mapped
 
     def _place_of(self, directory: str) -> "_Place":
         """Return what the rules say of a directory; the last one is remembered, for a scan asks file by file."""

@@ -47,6 +47,12 @@ def _unless_yes(evidence: Evidence) -> str:
     return "" if evidence.answer is Answer.YES else evidence.sentence
 
 
+def _unless_closed(writer: Evidence) -> str:
+    if writer.answer is Answer.UNKNOWN:
+        return f"proof that nobody has it open for writing: {writer.sentence}"
+    return "" if writer.answer is Answer.YES else "the process that has it open for writing"
+
+
 class Settler:
     """Decides by the evidence that `when` asks for: two looks, `settle_seconds` apart, and what the others know.
 
@@ -143,7 +149,7 @@ class Settler:
         if self._when is CompleteWhen.STABLE:
             return _unless_yes(quiet)
         if self._when is CompleteWhen.CLOSED:
-            return _unless_yes(quiet) or _unless_yes(self._no_writer(candidate.path))
+            return _unless_yes(quiet) or _unless_closed(self._no_writer(candidate.path))
         return self._waits_by_name(candidate, quiet)
 
     def _waits_by_name(self, candidate: Candidate, quiet: Evidence) -> str:
@@ -155,7 +161,7 @@ class Settler:
             return quiet.sentence
         writer = self._no_writer(candidate.path)
         if writer.answer is Answer.NO:
-            return writer.sentence
+            return _unless_closed(writer)
         unproven = writer.answer is Answer.UNKNOWN and not by_rule
         return quiet.sentence if quiet.answer is Answer.NO and unproven else ""
 

@@ -31,7 +31,8 @@ class KeyRing:
         try:
             return self._from_file(tenant)
         except OSError as error:
-            raise self._unavailable(tenant, f"{error.strerror}") from None
+            denied = isinstance(error, PermissionError)
+            raise self._unavailable(tenant, f"{error.strerror}", hint=_denied_hint(tenant) if denied else "") from None
 
     def _from_file(self, tenant: Tenant) -> str:
         stamp = _stamp(tenant.api_key_file)
@@ -49,10 +50,10 @@ class KeyRing:
             self._read[tenant.name] = (stamp, key)
         return key
 
-    def _unavailable(self, tenant: Tenant, why: str) -> KeyUnavailable:
+    def _unavailable(self, tenant: Tenant, why: str, *, hint: str = "") -> KeyUnavailable:
         return KeyUnavailable(
             f"the API key of tenant {tenant.name!r} cannot be read from {tenant.api_key_file}: {why}",
-            hint=self.renewal_hint(tenant.name),
+            hint=hint or self.renewal_hint(tenant.name),
         )
 
     def renewal_hint(self, name: str) -> str:
@@ -81,6 +82,14 @@ class KeyRing:
         with self._lock:
             self._read.pop(name, None)
         return self.key(name) != refused
+
+
+def _denied_hint(tenant: Tenant) -> str:
+    if tenant.from_systemd:
+        return "A credential is for the service and for root: run the command as root."
+    file = tenant.api_key_file
+    user = f"pmwatch's user (uid {os.geteuid()})"
+    return f"Give {user} read access to {file}, and let it into the directories above; it is read again by itself."
 
 
 def _stamp(path: str) -> _Stamp:

@@ -1,10 +1,10 @@
 """The ASGI app. It knows nothing of the service but the callables it is given, and changes nothing."""
 
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
 import jinja2
 from starlette.applications import Starlette
@@ -51,10 +51,10 @@ def create_app(questions: Questions, *, allowed_hosts: Sequence[str]) -> ASGIApp
         return JSONResponse(dict(await run_in_threadpool(questions.status)))
 
     async def why(request: Request) -> Response:
-        path = request.query_params.get("path", "")
-        if not path.startswith("/") or "\0" in path:
+        path = _asked_path(request.scope["query_string"])
+        if not path.startswith(b"/") or b"\0" in path:
             return JSONResponse({"error": "give the absolute path of a file as ?path="}, status_code=400)
-        return JSONResponse(dict(await run_in_threadpool(questions.why, os.fsencode(path))))
+        return JSONResponse(dict(await run_in_threadpool(questions.why, path)))
 
     async def unsettled(request: Request) -> Response:
         try:
@@ -83,6 +83,12 @@ def create_app(questions: Questions, *, allowed_hosts: Sequence[str]) -> ASGIApp
         Route("/api/v1/history", history),
     ]
     return _Guard(Starlette(routes=routes), {*_LOOPBACK_HOSTS, *(host.lower() for host in allowed_hosts)})
+
+
+def _asked_path(query: bytes) -> bytes:
+    """Return the `path` of a query string, percent-encoded as bytes there: a file's name need not be UTF-8."""
+    pairs = (part.partition(b"=") for part in query.split(b"&"))
+    return next((unquote_to_bytes(value.replace(b"+", b" ")) for name, _, value in pairs if name == b"path"), b"")
 
 
 def _probe(ask: Callable[[], Sequence[str]]) -> Callable[[Request], Awaitable[Response]]:

@@ -254,7 +254,7 @@ class World:
                     os.fsencode(self.base / "drop" / "a.csv"),
                     folders=[self.folder],
                     ledger=self.ledger,
-                    candidates=None,
+                    candidate_of=None,
                     now=self.clock(),
                 ).as_dict()
             ),

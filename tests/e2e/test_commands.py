@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from pmwatch import Client, __version__
 from pmwatch.cli import COMMANDS, load, main
 from pmwatch.ledger import Action, ByHand, Ledger
-from pmwatch.model import BY_HAND, Outcome, State
+from pmwatch.model import BY_HAND, Fingerprint, Outcome, State
 from support.daemon import Daemon, folder_toml, wait_for
-from support.ledgers import DESTINATION, TARGET, drop, look, sha
+from support.ledgers import DESTINATION, TARGET, claimed, drop, look, sha
 
 app = load()
 
@@ -200,6 +200,32 @@ def test_history_in_a_pipe_is_never_cut_and_knows_what_came_by_hand(tmp_path: Pa
     assert f" {name} " in daemon.command("status").stdout
     wrong = daemon.command("history", "--folder", "oders")
     assert (wrong.returncode, "known folders: orders" in wrong.stderr) == (2, True)
+
+
+def test_release_refuses_what_is_gone_and_why_tells_what_was_before(tmp_path: Path) -> None:
+    root = tmp_path / "drop"
+    folder = folder_toml("orders", root, tenant="acme", datatable="table-1")
+    daemon = Daemon(tmp_path, base_url="http://127.0.0.1:1", tenants={"acme": ("tenant-1", "k")}, folders=folder)
+    daemon.write_config()
+    daemon.state.mkdir()
+    root.mkdir()
+    with Ledger.open(str(daemon.state)) as ledger:
+        for version in (1, 2):
+            (root / "a.csv").write_text("x" * version)
+            drop(ledger, "a.csv", Fingerprint.of((root / "a.csv").stat()), held="invalid")
+    assert "ago: superseded by a newer version, while held: invalid\n" in daemon.command("why", f"{root}/a.csv").stdout
+    root.rename(tmp_path / "away")
+    assert daemon.command("release", "2").returncode == 0, "a folder that is not there says nothing of its files"
+    (tmp_path / "away").rename(root)
+    with Ledger.open(str(daemon.state)) as ledger:
+        ledger.resolve(TARGET, DESTINATION)
+        ledger.end(claimed(ledger), State.HELD, reason="invalid", detail="", now=1000.0)
+    (root / "a.csv").unlink()
+    for command in ("release", "retry"):
+        refused = daemon.command(command, "2")
+        assert (refused.returncode, "2: it is no longer on disk" in refused.stdout) == (1, True)
+    assert daemon.command("discard", "2").returncode == 0
+    assert "ended as discarded" in daemon.command("why", f"{root}/a.csv").stdout
 
 
 def test_every_ledger_that_a_command_opens_is_closed_whatever_happens() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import urllib.error
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
 
@@ -331,6 +333,9 @@ def test_commands_tell_one_that_cannot_be_asked_from_none(daemon: Daemon, drop: 
     assert status["summary"].startswith(f"pmwatch runs (PID {daemon.pid}), but cannot be asked: [http] listen")
     assert status["folders"][0]["up"] is None
     assert "unknown" in daemon.command("status").stdout
+    why = daemon.command("why", str(drop / "a.csv")).stdout
+    assert f"pmwatch runs (PID {daemon.pid}), but cannot be asked" in why
+    assert "does not run" not in why
     assert daemon.stop() == 0
     status = json.loads(daemon.command("status", "--json").stdout)
     assert status["summary"].startswith("pmwatch does not run")
@@ -369,6 +374,33 @@ def said_of(daemon: Daemon, path: Path, verdict: str) -> dict[str, Any] | None:
     """Return what `why` says of a file, if it is this verdict."""
     told: dict[str, Any] = json.loads(daemon.command("why", str(path), "--json").stdout)
     return told if told["verdict"] == verdict else None
+
+
+def test_why_knows_a_file_whose_name_is_not_utf_8(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    name = os.fsencode(drop) + b"/bad\xff.csv"
+    with open(name, "wb") as file:
+        file.write(b"a,b\n1,1\n")
+    daemon.start()
+    daemon.wait_done(1)
+    for running in (True, False):
+        for asked in (os.fsdecode(name), f"{drop}/bad\\xff.csv"):
+            told = json.loads(daemon.command("why", asked, "--json").stdout)
+            assert (told["verdict"], unquote_to_bytes(told["path_encoded"])) == ("done", name)
+        if running:
+            assert daemon.stop() == 0
+
+
+def test_why_says_when_a_closed_gate_is_tried_next(daemon: Daemon, drop: Path) -> None:
+    daemon.write_config()
+    (daemon.root / "key-demo").write_text("a-key-of-nobody")
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_event("gate closed")
+    wait_for("it is queued", daemon.deliveries)
+    told = json.loads(daemon.command("why", str(drop / "a.csv"), "--json").stdout)["sentences"]
+    assert told[-1].startswith("Its tenant waits: ")
+    assert re.search(r"\. (Next try in \d+\S*|It is being tried now)\.$", told[-1])
+    assert ".." not in told[-1]
 
 
 def test_status_and_page_name_the_file_that_others_wait_behind_and_what_frees_them(

@@ -18,10 +18,14 @@ from support.intakes import DiskIntake
 AUTO, RENAMED, CLOSED, STABLE, MARKED = CompleteWhen
 SETTLE = 5.0
 QUIET = "a second look, unchanged for 5 s"
-OPEN = "somebody has it open"
-UNSEEN = "writers cannot be seen"
+OPEN = "the process that has it open for writing"
+UNSEEN = "proof that nobody has it open for writing: writers cannot be seen"
 NO_MARKER = "its marker"
-WRITERS = {"closed": (Answer.YES, "nobody has"), "open": (Answer.NO, OPEN), "unknown": (Answer.UNKNOWN, UNSEEN)}
+WRITERS = {
+    "closed": (Answer.YES, "nobody has"),
+    "open": (Answer.NO, "x"),
+    "unknown": (Answer.UNKNOWN, "writers cannot be seen"),
+}
 GOES = ""
 
 
@@ -177,7 +181,7 @@ def test_a_file_that_is_open_for_writing(make: Callable[..., DiskIntake], when: 
         disk.turn(after=SETTLE)
         assert disk.entered() == ([] if waits else ["a.csv"])
         if waits:
-            assert disk.waits_for("a.csv") == "a process on this machine has it open for writing"
+            assert disk.waits_for("a.csv") == "the process that has it open for writing"
     disk.turn(after=60)
     assert disk.entered() == ["a.csv"]
 

@@ -1,13 +1,12 @@
 """A folder written by strangers: nothing in it blocks, crashes or leads out of it, and everything has its reason."""
 
 import os
-import pwd
 import socket
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import pytest
 
@@ -15,6 +14,7 @@ from pmwatch.intake import scan
 from pmwatch.intake.watch import Watcher
 from pmwatch.model import Target, display
 from support.intakes import DiskIntake
+from support.users import without_privileges
 
 SECRET = b"id\nsecret\n"
 
@@ -149,7 +149,7 @@ def test_a_directory_with_the_name_of_a_file_is_a_directory(disk: DiskIntake) ->
     disk.hint("orders.csv", renamed=True)
     disk.settle()
     assert disk.entered() == ["orders.csv/inner.csv"]
-    assert disk.why("orders.csv").sentences == ["It is a directory, not a regular file."]
+    assert disk.why("orders.csv").sentences == ["It is a directory of folder orders: files in it go to acme/table-1."]
 
 
 def test_a_hard_link_is_a_regular_file_and_is_taken_wherever_its_other_names_are(
@@ -210,9 +210,22 @@ def test_a_file_of_any_name_is_taken_and_explained_in_one_printable_line(disk: D
     for name in TAKEN:
         answer = disk.why(os.fsdecode(name))
         assert answer.verdict == "queued", name
-        assert answer.path == display(os.fsencode(disk.drop) + b"/" + name)
-        assert all(line.isprintable() for line in [answer.path, *answer.sentences]), name
+        shown = answer.as_dict()
+        assert shown["path"] == display(os.fsencode(disk.drop) + b"/" + name)
+        assert unquote_to_bytes(shown["path_encoded"]) == os.fsencode(disk.drop) + b"/" + name
+        assert all(line.isprintable() for line in [shown["path"], *answer.sentences]), name
         assert [one["path"] for one in answer.history] == [display(name)]
+
+
+@pytest.mark.parametrize("name", [b"bad\xff.csv", b"\n.csv", "\u202ea.csv".encode()])
+def test_a_name_as_it_is_printed_is_understood(disk: DiskIntake, name: bytes) -> None:
+    make(disk, name)
+    disk.settle()
+    answer = disk.why(display(name))
+    assert (answer.verdict, answer.path) == ("queued", os.fsencode(disk.drop) + b"/" + name)
+    make(disk, display(name).encode())
+    assert disk.why(display(name)).verdict == "new", "a file that has this very name is the one that is meant"
+    assert disk.why("no\\x00thing.csv").verdict == "absent"
 
 
 def test_a_name_that_says_unfinished_is_ignored_however_odd_it_is(disk: DiskIntake) -> None:
@@ -337,20 +350,8 @@ def test_a_scan_of_directories_alone_is_heard_to_go_on(disk: DiskIntake) -> None
 @pytest.fixture
 def base() -> Iterator[Path]:
     """A directory that belongs to a user without privileges, as whom the test goes on."""
-    with tempfile.TemporaryDirectory(prefix="pmwatch-") as name:
-        if os.geteuid():
-            yield Path(name)
-            return
-        nobody = pwd.getpwnam("nobody").pw_uid
-        os.chown(name, nobody, -1)
-        try:
-            os.seteuid(nobody)
-        except PermissionError:
-            pytest.skip("becoming another user needs CAP_SETUID")
-        try:
-            yield Path(name)
-        finally:
-            os.seteuid(0)
+    with without_privileges() as directory:
+        yield directory
 
 
 def test_an_unreadable_file_holds_up_no_other_and_is_taken_as_the_version_that_lies_there(base: Path) -> None:

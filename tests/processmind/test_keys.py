@@ -8,6 +8,7 @@ import pytest
 from pmwatch.errors import Decision, KeyUnavailable
 from pmwatch.model import Tenant
 from pmwatch.processmind.keys import KeyRing
+from support.users import without_privileges
 
 
 def ring(path: Path, *, seen: list[str] | None = None, from_systemd: bool = False) -> KeyRing:
@@ -122,6 +123,17 @@ def test_a_file_that_is_not_there_or_a_directory(tmp_path: Path) -> None:
     assert not keys.changed("acme")
     with pytest.raises(KeyUnavailable):
         ring(tmp_path).key("acme")
+
+
+@pytest.mark.parametrize("from_systemd", [False, True])
+def test_a_file_that_may_not_be_read(from_systemd: bool) -> None:  # noqa: FBT001
+    with without_privileges() as directory:
+        path = directory / "key"
+        path.touch(mode=0)
+        with pytest.raises(KeyUnavailable) as caught:
+            ring(path, from_systemd=from_systemd).key("acme")
+        said = "as root" if from_systemd else f"Give pmwatch's user (uid {os.geteuid()}) read access to {path}"
+    assert said in caught.value.hint
 
 
 def test_a_file_that_comes_back(tmp_path: Path) -> None:

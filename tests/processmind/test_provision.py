@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pmwatch import Client
-from pmwatch.errors import ConfigError, DestinationUnknown
+from pmwatch.errors import DestinationUnknown, PlanError
 from pmwatch.provision import Provisioner, load_plan
 from pmwatch.sandbox import Fault, SandboxServer, TenantSeed
 
@@ -144,13 +144,22 @@ def test_what_breaks_off_in_the_middle_is_told_and_goes_on_the_next_time(server:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[[datasets]]\nname = 1", "datasets.0.name"),
-        ("[[dataset]]\nname = 'x'", "dataset: Extra inputs"),
+        ("[[datasets]]\nname = 1", "datasets[1]: name: 1: input should be a valid string"),
+        ("[[dataset]]\nname = 'x'", 'dataset: unknown key; did you mean "datasets"?'),
         ("[[datasets]]\nname = 'x'\n[[datasets]]\nname = 'x'", "'x' is there twice"),
         ("[[users]]\nemail = 'a@x'\n[[users]]\nemail = 'A@x'", "'a@x' is there twice"),
         ("[[processes]]\nname = 'x'\nbpmn = 'none.bpmn'", "there is no file of that name"),
         ("[[processes]]\nname = 'x'\n[[processes.mappings]]\nname = 'm'\ndatatable = 'a/b'", "need a BPMN model"),
-        ("[[processes]]\nname = 'x'\n[[processes.mappings]]\nname = 'm'\ndatatable = 'b'\ncolor = 'red'", "color"),
+        (
+            "[[processes]]\nname = 'x'\n[[processes.mappings]]\nname = 'm'\ndatatable = 'b'\ncolor = 'red'",
+            "process 'x': mapping 'm': color: 'red': write one of data-1 to data-8",
+        ),
+        (
+            "[[users]]\nemail = 'a@x'\nfist_name = 'A'",
+            "user 'a@x': fist_name: unknown key; did you mean \"first_name\"?",
+        ),
+        ("[[users]]\nfirst_name = 'A'", "users[1]: email: missing; it is required"),
+        ("[users]\nemail = 'a@x'", "users: write one [[users]] table for each"),
         ("[[processes]]\nname = 'x'\nbpmn = 'plan.toml'", "bpmn 'plan.toml': line 1: it is not well-formed"),
         ("not TOML", "not valid TOML"),
     ],
@@ -158,7 +167,7 @@ def test_what_breaks_off_in_the_middle_is_told_and_goes_on_the_next_time(server:
 def test_a_wrong_plan_is_refused_before_anybody_is_asked(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "plan.toml"
     path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(PlanError) as caught:
         load_plan(str(path))
     assert said in "\n".join(caught.value.problems)
 

@@ -187,13 +187,12 @@ class DiskIntake:
         candidate = self.intake.candidate(os.fsencode(name))
         return "" if candidate is None else candidate.waits_for
 
-    def why(self, name: str, *, running: bool = True) -> Answer:
-        """Ask what `pmwatch why` asks."""
-        candidates = {self.folder.name: self.intake.candidate(os.fsencode(name))}
+    def why(self, name: str, *, running: bool = True, configured: bool = True) -> Answer:
+        """Ask what `pmwatch why` asks, also where the folder is no longer configured."""
         return why(
             os.fsencode(self.drop / name),
-            folders=[self.folder],
+            folders=[self.folder] if configured else [],
             ledger=self.ledger,
-            candidates=candidates if running else None,
+            candidate_of=(lambda _, below: self.intake.candidate(below)) if running else None,
             now=self.wall(),
         )

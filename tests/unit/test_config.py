@@ -561,6 +561,34 @@ def test_a_file_that_is_not_toml_is_named_with_line_and_column(problems: Problem
     assert "line 1, column 5" in said
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "hint"),
+    [
+        ('[folders]\nname = "a"\n[folders]', "[folders]", "[[folders]], in double brackets"),
+        ('[folders]\nname = "a"\n[[folders]]', "[[folders]]", "[[folders]], in double brackets"),
+        ("[api]\n[api]", "[api]", "[api] is there twice"),
+        ('[[folders]]\nname = "a"\nname = "b"', 'name = "b"', "name is there twice in this table"),
+        ("after_upload = archive", "after_upload = archive", 'in quotes: after_upload = "…"'),
+        ("recursive = True", "recursive = True", "small letters"),
+        ('path = "c:\\drop"', 'path = "c:\\drop"', "single quotes"),
+        ("what is this", "", "KEY = VALUE"),
+        (f"api_key = {CANARY}", "", 'in quotes: api_key = "…"'),
+        (f'name = "a", api_key = "{CANARY}"', "", "KEY = VALUE"),
+        (f"{CANARY} =", "", ""),
+    ],
+)
+def test_a_mistake_in_the_toml_is_shown_with_its_line_and_what_to_do(
+    tmp_path: Path, text: str, line: str, hint: str
+) -> None:
+    (tmp_path / "config.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(str(tmp_path / "config.toml"))
+    (said,) = caught.value.problems
+    assert said.rpartition(")")[2].removeprefix(": ") == line
+    assert hint in caught.value.hint
+    assert CANARY not in said
+
+
 @pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "x = " + "9" * 5_000, 'x = "\ud800"'])
 def test_a_file_on_which_the_parser_itself_stumbles_is_not_valid_toml(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
@@ -675,11 +703,26 @@ def test_a_wrong_value_from_the_environment_is_refused_like_one_from_the_file(
     monkeypatch.setenv("PMWATCH_DELIVERY_MAX_PARALLEL", "many")
     (said,) = problems(TENANT + FOLDER)
     assert said.startswith("delivery: max_parallel: 'many': ")
+    assert said.endswith(" (from PMWATCH_DELIVERY_MAX_PARALLEL in the environment)")
+
+
+def test_only_what_the_environment_sets_is_said_to_come_from_there(
+    problems: Problems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMWATCH_API_BASE_URL", "http://example.com")
+    monkeypatch.setenv("PMWATCH_LOG_FORMAT", "")
+    said = problems('[log]\nformat = "x"\n' + TENANT + FOLDER)
+    assert [line.endswith("(from PMWATCH_API_BASE_URL in the environment)") for line in said] == [False, True]
+    with pytest.raises(ConfigError) as caught:
+        load(None, flags={"api": {"base_url": "http://example.org"}})
+    assert "in the environment" not in str(caught.value), "a flag wins"
 
 
 def test_an_unknown_key_from_the_environment_is_refused(problems: Problems, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMWATCH_DEFAULTS_SETLE", "1s")
-    assert problems(TENANT + FOLDER) == ['defaults: setle: unknown key; did you mean "settle"?']
+    assert problems(TENANT + FOLDER) == [
+        'defaults: setle: unknown key; did you mean "settle"? (from PMWATCH_DEFAULTS_SETLE in the environment)'
+    ]
 
 
 def test_a_section_in_a_variable_that_is_not_json_is_refused(
@@ -687,7 +730,7 @@ def test_a_section_in_a_variable_that_is_not_json_is_refused(
 ) -> None:
     monkeypatch.setenv("PMWATCH_API", CANARY)
     (said,) = problems(TENANT + FOLDER)
-    assert said.startswith("environment: ")
+    assert said.startswith("environment: PMWATCH_API cannot be read")
     assert CANARY not in said
 
 

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pmwatch import units
+from pmwatch.cli import load as load_commands
 from pmwatch.config import load
-from pmwatch.units import Needs, drop_in, unit_files
+from pmwatch.units import Needs, drop_in, hidden, unit_files, what_runs
 
 
 def needs_of(tmp_path: Path, text: str, *, key: str = "") -> Needs:
@@ -83,3 +86,46 @@ def test_the_unit_runs_this_program_with_this_configuration(tmp_path: Path) -> N
     unit = several["/etc/systemd/system/pmwatch@.service"]
     assert "run --config /etc/pmwatch/%i.toml --state-dir %S/pmwatch/%i\n" in unit
     assert "/etc/systemd/system/pmwatch@eu.service.d/folders.conf" in several
+
+
+def test_what_the_unit_hides_from_the_service_is_told_with_what_to_do(tmp_path: Path) -> None:
+    needs = needs_of(tmp_path, folder("srv/a"), key='api_key_file = "/home/ann/key"\n')
+    told = list(
+        hidden(needs, config="/root/config.toml", programs=["/opt/bin/pmwatch", "/tmp/x/python3", "/tmp/x/python3"])
+    )
+    assert [line.partition(": ")[0] for line in told] == [
+        "/tmp/x/python3 (what runs pmwatch) lies below /tmp, which the unit hides, so the service cannot use it",
+        "/root/config.toml (the configuration) lies below /root, which the unit hides, so the service cannot use it",
+        "/home/ann/key (a tenant's API key) lies below /home, which the unit hides, so the service cannot use it",
+    ]
+    assert "deploy/install /opt/pmwatch" in told[0]
+    programs = ["/opt/bin/pmwatch"]
+    assert list(hidden(needs_of(tmp_path, folder("srv/a")), config="/etc/pmwatch/config.toml", programs=programs)) == []
+    shown = needs_of(tmp_path, folder("home/ann/drop"))
+    assert list(hidden(shown, config="/home/ann/config.toml", programs=programs)) == [], "the drop-in shows /home"
+
+
+def test_links_to_what_runs_the_program_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").touch()
+    (tmp_path / "python3").symlink_to(tmp_path / "real")
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python3"))
+    assert what_runs("/opt/bin/pmwatch") == ["/opt/bin/pmwatch", str((tmp_path / "real").resolve())]
+
+
+def test_below_a_root_paths_are_named_as_they_are_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "etc/pmwatch").mkdir(parents=True)
+    needs_of(tmp_path / "etc/pmwatch", folder("srv/a"))
+    (tmp_path / "other.toml").write_text((tmp_path / "etc/pmwatch/config.toml").read_text())
+    app = load_commands(["install"])
+    for words, name in (([], "/etc/pmwatch/config.toml"), (["--config", f"{tmp_path}/other.toml"], "/other.toml")):
+        done = CliRunner().invoke(
+            app, ["install", "systemd", "--root", str(tmp_path), *words], env={"PMWATCH_CONFIG": ""}
+        )
+        assert done.exit_code == 0, done.output
+        unit = (tmp_path / "etc/systemd/system/pmwatch.service").read_text()
+        assert f"--config {name}\n" in unit
+        assert f"chgrp pmwatch {name} &&" in done.stdout
+        assert str(tmp_path) not in unit + done.stdout
+    monkeypatch.setitem(units._HIDDEN, "PrivateTmp", (str(tmp_path),))
+    hiding = CliRunner().invoke(app, ["install", "systemd", "--dry-run", "--config", f"{tmp_path}/other.toml"])
+    assert f"pmwatch: warning: {tmp_path}/other.toml (the configuration) lies below {tmp_path}" in hiding.stderr

@@ -131,8 +131,9 @@ def test_probes_say_what_is_wrong() -> None:
 def test_why_wants_an_absolute_path_and_keeps_any_bytes() -> None:
     assert run("/api/v1/why?path=relative").status_code == 400
     assert run("/api/v1/why").status_code == 400
-    assert run("/api/v1/why?path=/srv/a%00b.csv").status_code == 400
-    assert run("/api/v1/why?path=/srv/a%20b.csv").json() == {"path": "/srv/a b.csv"}
+    assert run("/api/v1/why?path=/srv/a%00b").status_code == 400
+    for asked, meant in (("a%20b", "a b"), ("a+b", "a b"), ("a%2Bb", "a+b"), ("bad%FF", "bad\\xff"), ("%C3%BC", "ü")):
+        assert run(f"/api/v1/why?x=/y&path=/srv/{asked}.csv").json() == {"path": f"/srv/{meant}.csv"}
 
 
 def test_nothing_can_be_changed_over_http() -> None:

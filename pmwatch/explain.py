@@ -75,8 +75,9 @@ def why(
 ) -> Answer:
     """Explain one absolute path. `candidate_of` knows the settling files; None where pmwatch was not asked.
 
-    `unasked` says why not, where it runs all the same. `trouble_of` knows what a target waits for on the other side: a closed gate, a name that does not exist. Where there
-    is nothing of that name, it may be the printed form of one with other bytes.
+    `unasked` says why not, where it runs all the same. `trouble_of` knows what a target waits for on the other side: a
+    closed gate, a name that does not exist. Where there is nothing of that name, it may be the printed form of one with
+    other bytes.
     """
     known = _Known(tuple(folders), ledger, candidate_of, now, trouble_of, unasked)
     answer = _explain(path, known)

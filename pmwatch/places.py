@@ -35,8 +35,13 @@ def spellings(path: bytes) -> Iterator[bytes]:
 
 def place_of(path: bytes, folders: Iterable[Folder]) -> Place | None:
     """Return the innermost place of an absolute path; links are followed only where there is none as it is written."""
-    known, ways = tuple(folders), spellings(path)
-    return _innermost(next(ways), known, lambda one: one) or _innermost(next(ways), known, os.path.realpath)
+    known = tuple(folders)
+    written, followed = spellings(path)
+    return (
+        _innermost(written, known, lambda one: one)
+        or _innermost(followed, known, os.path.realpath)
+        or _innermost(os.path.realpath(path), known, os.path.realpath)
+    )
 
 
 def _innermost(path: bytes, folders: Iterable[Folder], spelled: Callable[[bytes], bytes]) -> Place | None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Annotated, Any, Final
@@ -31,6 +31,7 @@ from pmwatch.errors import (
     AnswerLost,
     ChecksumMismatch,
     Decision,
+    DestinationUnknown,
     ExitCode,
     LedgerError,
     PmwatchError,
@@ -80,7 +81,7 @@ def upload(
         str, typer.Option("--name", metavar="NAME", help="The name of what comes from standard input.")
     ] = "",
     force: Annotated[
-        bool, typer.Option("--force", help="Also what has gone there already, and files of any type.")
+        bool, typer.Option("--force", help="Also what has gone there already, empty files, and files of any type.")
     ] = False,
     parallel: Annotated[
         int, typer.Option("--parallel", "-p", metavar="N", min=1, max=32, help="How many at a time.")
@@ -103,14 +104,16 @@ def upload(
     if "" in (*files, process):
         raise typer.BadParameter("FILE and --process may not be empty; is a variable of the shell unset?")
     _check_standard_input(files, name)
-    access = access_of(config, tenant)
+    with _names_the_tenant(tenant):
+        access = access_of(config, tenant)
     with ExitStack() as stack:
         http = http_of(access.settings)
         stack.callback(http.close)
         client = Client(access.api_key, base_url=access.base_url, http=http)
         jobs = [_Job(name, _spooled(stack, name), "") if path == "-" else _job(path) for path in files]
         target = Target(tenant, datatable, process=process or "")
-        destination = resolve(client, access.tenant_id, target)
+        with _names_the_tenant(tenant):
+            destination = resolve(client, access.tenant_id, target)
         storage = Storage(http, allowed_hosts=_hosts(access), allow_loopback=_is_local(access))
         way = _Model(client, destination) if process else _Table(client, storage, destination)
         memory = _Memory(_ledger(stack, access.settings), target, destination)
@@ -122,6 +125,18 @@ def upload(
         raise typer.Exit(130)  # 128 + SIGINT, as shells have it
     if any(one.outcome == "failed" for one in sent):
         raise typer.Exit(ExitCode.FAILURE)
+
+
+@contextmanager
+def _names_the_tenant(tenant: str) -> Iterator[None]:
+    """Say what was taken as the tenant where there is none of that name: it may have been left out of --to."""
+    try:
+        yield
+    except DestinationUnknown as error:
+        if error.status is None and "no tenant" not in error.message:
+            raise
+        hint = f"{tenant!r} was taken as the tenant: write --to TENANT/DATASET/DATATABLE, or TENANT with --process."
+        raise DestinationUnknown(error.message, hint=hint, status=error.status, request_id=error.request_id) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +362,7 @@ class _Sender:
             with Source(os.path.dirname(full), os.path.basename(full)) as source:
                 if not self._force:
                     self._way.check(job)
+                    _check_size(source)
                 sha256 = source.hash()
                 with self._memory.turn(sha256):
                     return self._send(job, full, source, sha256, progress)
@@ -366,6 +382,11 @@ class _Sender:
             self._memory.drop(id_)
             raise
         return _Sent(job.name, "uploaded", size, sha256, self._memory.note(id_, sha256, etag))
+
+
+def _check_size(source: Source) -> None:
+    if not source.fingerprint.size:
+        raise Refused("it is empty", reason="empty", hint="Did its export fail? --force sends it all the same.")
 
 
 def _hosts(access: Access) -> Sequence[str]:

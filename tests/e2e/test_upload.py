@@ -170,11 +170,27 @@ def test_wrong_usage_exits_2(sandbox: SandboxServer, words: list[str], said: str
     assert said in done.stderr.decode()
 
 
+def test_an_empty_file_goes_only_by_force(tmp_path: Path, sandbox: SandboxServer) -> None:
+    (tmp_path / "empty.csv").touch()
+    words = (str(tmp_path / "empty.csv"), "--to", target(sandbox))
+    refused = upload(sandbox, *words)
+    assert (refused.returncode, b"it is empty" in refused.stdout) == (1, True)
+    assert upload(sandbox, *words, "--force").returncode == 0
+
+
+def test_a_forgotten_tenant_is_told(tmp_path: Path, sandbox: SandboxServer) -> None:
+    (tmp_path / "a.csv").write_text("id\n")
+    done = upload(sandbox, str(tmp_path / "a.csv"), "--to", "Order to cash/Orders")
+    assert done.returncode == 1
+    assert "'Order to cash' was taken as the tenant: write --to TENANT/DATASET/DATATABLE" in done.stderr.decode()
+
+
 def test_an_unknown_datatable_names_what_there_is(tmp_path: Path, sandbox: SandboxServer) -> None:
     (tmp_path / "a.csv").write_text("id\n")
     done = upload(sandbox, str(tmp_path / "a.csv"), "--to", f"{sandbox.tenants[0]['id']}/Sales/Ordres")
     assert done.returncode == 1
     assert "Orders" in done.stderr.decode()
+    assert "was taken as the tenant" not in done.stderr.decode()
 
 
 def test_a_model_goes_to_its_process_by_name(tmp_path: Path, sandbox: SandboxServer) -> None:

@@ -65,7 +65,12 @@ def _release(delivery: Delivery, ledger: Ledger) -> str:
 
 
 def is_gone(delivery: Delivery, folder: Folder) -> bool:
-    """Tell whether a source is gone for certain: not merely out of sight, or on what is not mounted now."""
+    """Tell whether a source is gone for certain: not merely out of sight, or on what is not mounted now.
+
+    Nor on its way into quarantine, or where a crash has left it there, which the next attempt finds out.
+    """
+    if delivery.state is State.FAILED and delivery.not_before:
+        return False
     root, path = source_of(delivery, folder)
     if look(root, path) is not None or why_unseen(root, path):
         return False

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from delivery.test_worker import MIB, World, world
+from pmwatch.advice import is_gone
 from pmwatch.delivery import dispose
 from pmwatch.delivery.disposals import Disposals
 from pmwatch.errors import LedgerError
@@ -45,6 +46,7 @@ def fail_and_die(world: World, monkeypatch: pytest.MonkeyPatch, place: str, data
             world.run()
     assert (world.get(id_).state, world.get(id_).location) == (State.FAILED, b"")
     assert not (world.drop / "sub" / "a.csv").exists()
+    assert not is_gone(world.get(id_), world.folders["orders"])
     return id_
 
 

@@ -174,7 +174,7 @@ def test_a_folder_and_its_file_may_be_named_through_symbolic_links(tmp_path: Pat
 
     def below(path: bytes) -> bytes | None:
         found = place_of(path, [replace(make_folder(tmp_path / "drop"), root=named(root))])
-        return found and found.below
+        return None if found is None else found.below
 
     assert below(named(asked) + b"/a.csv") == b"a.csv"
     assert below(named(asked) + b"/gone/a.csv") == b"gone/a.csv"

@@ -304,8 +304,8 @@ class Uploader:
         for delivery in list(run.left.values()):
             folder = self._folders().get(delivery.folder)
             if folder is None or not self._may_begin(delivery, folder):
-                run.over(delivery)
                 self._not_begun(delivery, folder)
+                run.over(delivery)  # only now: where the ledger could not be told, it is still to be given back
                 continue
             attempt = _Attempt(delivery, folder, delivery.presigned_url, delivery.target.tenant)
             if not self._attempt(run, attempt, self._look):

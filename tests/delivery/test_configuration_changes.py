@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from delivery.test_worker import GIVE_UP_SECONDS, World, during_the_put
-from pmwatch.errors import AnswerLost, Unreachable
+from pmwatch.errors import AnswerLost, LedgerError, Unreachable
 from pmwatch.ledger.store import MAX_RECOVERIES
 from pmwatch.model import Order, State, Target
 from pmwatch.sandbox import Fault
@@ -76,6 +76,24 @@ def test_an_attempt_never_begins_towards_a_target_of_the_past(world: World) -> N
     world.run()
     assert tables(world) == ["Invoices"]
     assert world.get(id_).attempts == 1
+
+
+def test_what_cannot_be_redirected_for_the_ledgers_trouble_is_given_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise LedgerError("disk full")
+
+    id_ = world.settle("a.csv", b"id\n1\n")
+    world.uploader().resolve_names(world.ledger.unresolved())
+    world.folder(target=INVOICES)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.ledger, "redirect", broken)
+        assert world.uploader().run_one()
+    assert world.get(id_).state is State.QUEUED
+    world.run()
+    world.run()
+    assert tables(world) == ["Invoices"]
 
 
 # ---- no folder any more -----------------------------------------------------------------------------------------

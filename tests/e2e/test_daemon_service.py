@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 
 from pmwatch.metrics import METRIC_NAMES
+from pmwatch.model import State
 from pmwatch.sandbox import Fault, SandboxServer
 from support.daemon import Daemon, folder_toml, stored, table_id, wait_for
 
@@ -147,10 +148,11 @@ def test_another_state_directory_waits_for_a_restart_and_the_log_says_where_comm
 def test_a_reload_that_the_ledger_cannot_take_is_refused_and_the_old_configuration_stays(
     daemon: Daemon, sandbox: SandboxServer, drop: Path
 ) -> None:
-    sandbox.faults.add(Fault(method="PUT", status=503, times=1000))
+    sandbox.faults.add(Fault(method="PUT", status=503, times=1000, retry_after=5))
     daemon.start()
     (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
     daemon.wait_event("gate closed")
+    wait_for("it waits", lambda: [one.state for one in daemon.deliveries()] == [State.QUEUED])
     good = daemon.folders
     daemon.folders = folder_toml("other", drop, datatable=table_id(sandbox, "Invoices")) + good.replace(
         table_id(sandbox), table_id(sandbox, "Invoices")

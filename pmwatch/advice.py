@@ -4,14 +4,13 @@ import json
 import os
 from typing import Final
 
-from pmwatch.delivery.dispose import source_of
+from pmwatch.delivery.dispose import NOTE_SUFFIX, error_file, source_of
 from pmwatch.errors import SourceError
 from pmwatch.files import is_away, look, open_regular, why_unseen
 from pmwatch.ledger import Ledger
 from pmwatch.model import MAX_PUT_BYTES, AfterUpload, Delivery, Folder, State, display
 
-NOTE_SUFFIX: Final = b".error.json"
-"""What the name of the note ends with that lies beside a failed file in quarantine."""
+__all__ = ["NOTE_SUFFIX", "advice", "is_gone"]
 
 _LARGEST_NOTE_BYTES: Final = 64 * 1024
 _LONGEST_ID: Final = 200
@@ -99,10 +98,9 @@ def _dispose_hint(delivery: Delivery, folder: Folder | None) -> str:
 
 def _request_id(delivery: Delivery, folder: Folder) -> str:
     """Return the request's id from the note in quarantine, where that can be read and is of this delivery."""
-    where = delivery.location or os.path.join(folder.quarantine_dir, delivery.path)
-    name = os.path.basename(where)[: 255 - len(NOTE_SUFFIX)] + NOTE_SUFFIX
+    note = error_file(delivery.location or os.path.join(folder.quarantine_dir, delivery.path))
     try:
-        with open(open_regular(os.path.dirname(where), name), "rb") as file:
+        with open(open_regular(os.path.dirname(note), os.path.basename(note)), "rb") as file:
             facts = json.loads(file.read(_LARGEST_NOTE_BYTES))
     except (SourceError, OSError, ValueError, RecursionError):
         return ""

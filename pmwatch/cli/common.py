@@ -130,7 +130,7 @@ def check_folder_name(settings: Settings, name: str | None, *, ledger_too: bool 
 
 
 def _removed_folders(settings: Settings, known: Sequence[str]) -> list[str]:
-    if not _has_ledger(settings):
+    if not has_ledger(settings):
         return []
     with open_ledger(settings, read_only=True) as ledger:
         return sorted({folder for folder, _ in ledger.counts()} - {*known, BY_HAND})
@@ -179,7 +179,7 @@ def open_ledger(settings: Settings, *, read_only: bool, older_too: bool = False)
 
     Never migrated by a command: the pmwatch that runs may still be the older one.
     """
-    if not _has_ledger(settings):
+    if not has_ledger(settings):
         hint = "Has pmwatch run on this machine with this state.dir?"
         raise LedgerError(f"there is no ledger in {settings.state.dir}", hint=hint)
     from pmwatch.ledger import Ledger
@@ -187,5 +187,6 @@ def open_ledger(settings: Settings, *, read_only: bool, older_too: bool = False)
     return Ledger.open(settings.state.dir, read_only=read_only, older_too=older_too)
 
 
-def _has_ledger(settings: Settings) -> bool:
+def has_ledger(settings: Settings) -> bool:
+    """Tell whether there is a ledger in the configured state directory."""
     return os.path.exists(os.path.join(settings.state.dir, "ledger.db"))

@@ -14,12 +14,13 @@ from pmwatch.cli.common import (
     StateDirOption,
     ask_daemon,
     console,
+    has_ledger,
     not_asked,
+    open_ledger,
     place_of,
     print_json,
 )
 from pmwatch.explain import why as explain
-from pmwatch.ledger import Ledger
 from pmwatch.model import Outcome, format_duration
 
 
@@ -37,8 +38,7 @@ def why(
     answer = ask_daemon(place.state_dir, "/api/v1/why", {"path": absolute})
     if answer is None:
         settings = place.settings
-        has_ledger = os.path.exists(os.path.join(settings.state.dir, "ledger.db"))
-        with Ledger.open(settings.state.dir, read_only=True) if has_ledger else nullcontext() as ledger:
+        with open_ledger(settings, read_only=True) if has_ledger(settings) else nullcontext() as ledger:
             answer = explain(
                 absolute,
                 folders=settings.folders,

@@ -24,6 +24,9 @@ from pmwatch.files import is_regular, look, parent_directory, sync_directory
 from pmwatch.model import AfterUpload, Delivery, Fingerprint, Folder, Quarantine, display
 
 _CHUNK_BYTES: Final = 1024 * 1024
+NOTE_SUFFIX: Final = b".error.json"
+"""What the name of the note ends with that lies beside a failed file in quarantine."""
+
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 Beat = Callable[[], None]
 T = TypeVar("T")
@@ -251,14 +254,20 @@ def _move_into(root: bytes, path: bytes, target_directory: bytes, delivery: Deli
 
 def _moved_before(directory: bytes, name: bytes, version: Fingerprint) -> bytes:
     """Return where this very file lies already, in a directory that only pmwatch fills; empty where it does not."""
+    for target, st in _namesakes(directory, name):
+        if (st.st_dev, st.st_ino) == (version.device, version.inode) and Fingerprint.of(st).same_content_as(version):
+            return target
+    return b""
+
+
+def _namesakes(directory: bytes, name: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Yield the files that have this name in a directory of ours, or one made of it, until a name is free."""
     for candidate in _free_names(name):
         target = os.path.join(directory, candidate)
         st = _exists(target)
         if st is None:
-            return b""
-        if (st.st_dev, st.st_ino) == (version.device, version.inode) and Fingerprint.of(st).same_content_as(version):
-            return target
-    raise AssertionError("names never end")
+            return
+        yield target, st
 
 
 def _copied_before(directory: bytes, name: bytes, delivery: Delivery) -> bytes:
@@ -267,16 +276,12 @@ def _copied_before(directory: bytes, name: bytes, delivery: Delivery) -> bytes:
     The copy has another inode, and the source's size and time; its bytes are compared where their hash is known.
     """
     version = delivery.fingerprint
-    for candidate in _free_names(name):
-        target = os.path.join(directory, candidate)
-        st = _exists(target)
-        if st is None:
-            return b""
+    for target, st in _namesakes(directory, name):
         if not is_regular(st) or st.st_dev == version.device or not Fingerprint.of(st).same_content_as(version):
             continue
         if not delivery.sha256 or _hash_of(None, target) == delivery.sha256:
             return target
-    raise AssertionError("names never end")
+    return b""
 
 
 def find_again(delivery: Delivery, folder: Folder) -> bytes | None:
@@ -438,11 +443,11 @@ def quarantine(delivery: Delivery, folder: Folder, *, facts: dict[str, Any], bea
     try:
         if folder.quarantine is Quarantine.LINK:
             _link_aside(delivery, folder)
-            _write_json(_error_file(_linked(delivery, folder)), facts)
+            _write_json(error_file(_linked(delivery, folder)), facts)
             return b""
         target = _alone(_move_into(folder.root, delivery.path, directory, delivery, beat))
         if target:
-            _write_json(_error_file(target), facts)
+            _write_json(error_file(target), facts)
     except SourceVanished:
         return b""
     except (OSError, SourceUnreadable) as error:
@@ -457,10 +462,10 @@ def quarantine(delivery: Delivery, folder: Folder, *, facts: dict[str, Any], bea
 def clear_quarantine(delivery: Delivery, folder: Folder) -> None:
     """Remove what quarantine says of a delivery that has arrived after all. Raises OSError."""
     if delivery.location.startswith(folder.quarantine_dir + b"/"):
-        _remove(_error_file(delivery.location))
+        _remove(error_file(delivery.location))
     elif folder.quarantine is Quarantine.LINK and not delivery.location:
         linked = _linked(delivery, folder)
-        _remove(_error_file(linked))
+        _remove(error_file(linked))
         st = _exists(linked)
         if st is not None and st.st_ino == delivery.fingerprint.inode:
             os.unlink(linked)
@@ -489,9 +494,10 @@ def _link_aside(delivery: Delivery, folder: Folder) -> None:
     sync_directory(os.path.dirname(target))
 
 
-def _error_file(path: bytes) -> bytes:
-    suffix = b".error.json"
-    return os.path.join(os.path.dirname(path), os.path.basename(path)[: 255 - len(suffix)] + suffix)
+def error_file(path: bytes) -> bytes:
+    """Return where the note lies that tells about a file in quarantine, beside it."""
+    name = os.path.basename(path)[: 255 - len(NOTE_SUFFIX)] + NOTE_SUFFIX
+    return os.path.join(os.path.dirname(path), name)
 
 
 def _remove(path: bytes) -> None:

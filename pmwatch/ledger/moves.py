@@ -339,25 +339,23 @@ def _insert(c: Connection, file: Settled, *, previous_id: int) -> int:
     add_count(c, file.folder, values["state"], 1)
     id_ = int(result.inserted_primary_key[0])  # type: ignore[index]  # always there after an INSERT of one row
     if file.supersedes:
-        _supersede(c, file, id_)
+        _supersede(c, file)
     return id_
 
 
-def _supersede(c: Connection, file: Settled, id_: int) -> None:
+def _supersede(c: Connection, file: Settled) -> None:
     """End what still waits for the same datatable in this folder but the newest, in the folder's order.
 
     What a person wants sent, or sent once more, is left alone.
     """
-    waiting = select(_d.id, _d.sort_key).where(
+    waiting = select(_d.id).where(
         _d.folder == file.folder,
         _d.state == State.QUEUED,
         _d.released == 0,  # a repetition is released as well
         *(_d[name] == value for name, value in target_names(file.target).items()),
     )
-    rows = c.execute(waiting.order_by(_d.sort_key, _d.seq)).all()
-    newest = rows[-1].id if rows else id_  # held, it waits for a person
+    *older, _newest = c.execute(waiting.order_by(_d.sort_key, _d.seq)).scalars().all() or [0]
     values = {"outcome": Outcome.SUPERSEDED, "reason": "superseded", "finished_at": file.settled_at}
-    older = [row.id for row in rows if row.id != newest]
     move_each(c, older, (State.QUEUED,), State.DONE, values | SETTLED_VALUES)
 
 
@@ -373,7 +371,7 @@ def _renew(c: Connection, row: Row, file: Settled) -> int:
         {k: v for k, v in values.items() if k != "state"},
     )
     if file.supersedes:
-        _supersede(c, file, row.id)
+        _supersede(c, file)
     return int(row.id)
 
 

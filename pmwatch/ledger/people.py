@@ -132,9 +132,11 @@ class People(Base):
         values: dict[str, Any] = {"outcome": Outcome.UPLOADED, "etag": etag, "uploaded_at": by.at, "finished_at": by.at}
 
         def work(c: Connection) -> None:
-            lane = str(c.execute(select(lane_of_id(id_))).scalar()).removesuffix(UNORDERED_SUFFIX)
             row = c.execute(BY_ID, {"of_id": id_}).one()
-            place = {"lane": lane, "arrival": next_arrival(c, row.tenant_id, row.datatable_id)}
+            place = {
+                "lane": row.lane.removesuffix(UNORDERED_SUFFIX),
+                "arrival": next_arrival(c, row.tenant_id, row.datatable_id),
+            }
             move_one(c, id_, BY_HAND, State.UPLOADING, State.DONE, values | SETTLED_VALUES | place)
             _record(c, by, [id_])
 

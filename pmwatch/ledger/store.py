@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, and_, delete, func, insert, select, update
 
 from pmwatch.failpoints import reached
 from pmwatch.ledger.care import Care
@@ -359,22 +359,20 @@ class Ledger(People, Care, Questions):
 
     def claim_disposal(self, *, now: float) -> Delivery | None:
         """Claim an uploaded delivery whose source still has to be archived or deleted, for a minute."""
+        return self._lease(NEXT_DISPOSAL, now)
+
+    def _lease(self, query: Select[Any], now: float) -> Delivery | None:
+        """Claim the delivery that a query finds, in the state that it has, to move its source."""
         given = {"now": now}
-        if self._read(lambda c: c.execute(NEXT_DISPOSAL, given).first()) is None:
+        if self._read(lambda c: c.execute(query, given).first()) is None:
             return None
 
         def work(c: Connection) -> Delivery | None:
-            row = c.execute(NEXT_DISPOSAL, given).first()
+            row = c.execute(query, given).first()
             if row is None:
                 return None
-            move_one(
-                c,
-                row.id,
-                row.folder,
-                State.UPLOADED,
-                State.UPLOADED,
-                {"not_before": now + DISPOSAL_LEASE_SECONDS},
-            )
+            state = State(row.state)
+            move_one(c, row.id, row.folder, state, state, {"not_before": now + DISPOSAL_LEASE_SECONDS})
             return delivery_of(row)
 
         return self._write(work, durable=False)
@@ -447,19 +445,7 @@ class Ledger(People, Care, Questions):
 
     def claim_quarantine(self, *, now: float) -> Delivery | None:
         """Claim a failed delivery whose source still has to be put into quarantine, for a minute."""
-        given = {"now": now}
-        if self._read(lambda c: c.execute(NEXT_QUARANTINE, given).first()) is None:
-            return None
-
-        def work(c: Connection) -> Delivery | None:
-            row = c.execute(NEXT_QUARANTINE, given).first()
-            if row is None:
-                return None
-            lease = {"not_before": now + DISPOSAL_LEASE_SECONDS}
-            move_one(c, row.id, row.folder, State.FAILED, State.FAILED, lease)
-            return delivery_of(row)
-
-        return self._write(work, durable=False)
+        return self._lease(NEXT_QUARANTINE, now)
 
     def moved(self, delivery: Delivery, location: bytes, *, again_at: float = 0.0) -> None:
         """A failed source now lies at `location` (quarantine), or, where that is empty, is still in its place.

@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from pmwatch.delivery.ahead import Ahead
 from pmwatch.delivery.body import Source
 from pmwatch.delivery.disposals import Disposals
 from pmwatch.delivery.dispose import clear_quarantine, dispose_all, find_again, quarantine, source_of
@@ -93,7 +94,7 @@ class _Attempt:
     folder: Folder
     url: str
     gate: str
-    repeated: bool = False  # the URL is from an earlier attempt, whose bytes may have arrived
+    repeated: bool = False  # the URL is from an earlier attempt, whose bytes may have arrived, and still valid
     source: Source | None = None
     sha256: str = ""
     decided: Decided = _SEND
@@ -377,17 +378,27 @@ class Uploader:
         ready: list[_Attempt] = []
         fresh: list[_Attempt] = []
         for attempt in run.attempts:
-            if attempt.decided.verdict is Verdict.SEND and not attempt.delivery.target.process:
-                attempt.repeated = self._is_usable(attempt.url)
-                if not attempt.repeated and not self._attempt(run, attempt, self._presign):
+            attempt.repeated = self._is_usable(attempt.url)
+        urls = Ahead([one for one in run.attempts if self._needs_url(one)], self._ask_url)
+        for attempt in run.attempts:
+            if self._needs_url(attempt):
+                if not self._attempt(run, attempt, lambda _, one: self._take_url(one, urls.next)):
                     break
                 if attempt.delivery.id not in run.left:
                     continue
-                if not attempt.repeated:
-                    fresh.append(attempt)
+                fresh.append(attempt)
             ready.append(attempt)
         run.attempts = ready
         self._remember(fresh)
+
+    def _needs_url(self, attempt: _Attempt) -> bool:
+        sends = attempt.decided.verdict is Verdict.SEND and not attempt.delivery.target.process
+        return sends and not attempt.repeated
+
+    def _take_url(self, attempt: _Attempt, ask: Callable[[], str]) -> None:
+        attempt.url = ""
+        attempt.url = ask()
+        self._gates.succeeded(attempt.delivery.target.tenant)
 
     def _remember(self, attempts: list[_Attempt]) -> None:
         asked = [(one.delivery, one.url, one.source.fingerprint) for one in attempts if one.source is not None]
@@ -399,18 +410,17 @@ class Uploader:
         expiry = url_expiry(url) if url else None
         return expiry is not None and expiry - _URL_MARGIN_SECONDS > self._now()
 
-    def _presign(self, _run: _Run, attempt: _Attempt) -> None:
+    def _ask_url(self, attempt: _Attempt) -> str:
+        """Return a URL that is valid for long enough. Any thread may ask."""
         self._check()
         assert attempt.source is not None
         seen, tenant = attempt.source.fingerprint, attempt.delivery.target.tenant
-        attempt.url = ""
         self._limits.before_request(tenant, self._check)
         url = self._remote.presign(attempt.delivery, seen)
         if self._ends_too_early(url, seen.size):
             self._limits.before_request(tenant, self._check)
             url = self._remote.presign(attempt.delivery, seen, valid_seconds=LONGEST_VALID_SECONDS)
-        attempt.url = url
-        self._gates.succeeded(tenant)
+        return url
 
     def _ends_too_early(self, url: str, size: int) -> bool:
         """Tell whether a fresh URL would expire before an upload of `size` bytes has ended at the rate seen so far.
@@ -438,7 +448,7 @@ class Uploader:
         except UrlExpired:
             self._gates.succeeded(attempt.gate)  # the storage is well; trouble from here on is the API's again
             attempt.gate = attempt.delivery.target.tenant
-            self._presign(run, attempt)
+            self._take_url(attempt, lambda: self._ask_url(attempt))
             self._remember([attempt])
             self._enter_storage(attempt)
             sent = self._put(attempt, attempt.source, only_if_absent=False)

@@ -1,6 +1,7 @@
 """Many small files of one datatable: sent in runs, in their order, and each with a fate of its own."""
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 
 from delivery.test_worker import World
-from pmwatch.errors import LedgerError
-from pmwatch.model import AfterUpload, Dedup, Order, State
+from pmwatch.delivery import ahead
+from pmwatch.errors import KeyRejected, LedgerError, PmwatchError, Rejected, ServerFault, Throttled, Unreachable
+from pmwatch.model import AfterUpload, Dedup, Delivery, Fingerprint, Order, State
 from pmwatch.sandbox import Fault
+from support.remotes import FakeRemote
 
 COUNT = 40  # more than one run
 
@@ -171,5 +174,96 @@ def test_deliveries_with_a_remembered_url_go_along_with_fresh_ones(world: World)
     assert all(world.get(id_).presigned_url for id_ in ids[:1])
     ids += [world.settle("late.csv", b"late")]
     world.clock.advance(120)
+    world.run()
+    assert done(world, ids)
+
+
+# ---- a service that is far away -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_FAR_SECONDS", 0.0)
+
+
+def fail_once(world: World, path: bytes, error: PmwatchError) -> None:
+    """Let the API fail one file's first question for a URL."""
+    real, left = world.remote.presign, [error]
+
+    def presign(delivery: Delivery, source: Fingerprint, *, valid_seconds: int | None = None) -> str:
+        if delivery.path == path and left:
+            raise left.pop()
+        return real(delivery, source, valid_seconds=valid_seconds)
+
+    world.remote.presign = presign  # type: ignore[method-assign]
+
+
+@pytest.mark.usefixtures("_far")
+@pytest.mark.parametrize("order", [Order.ARRIVAL, Order.NONE])
+def test_urls_are_asked_for_side_by_side_and_the_files_still_go_in_order(world: World, order: Order) -> None:
+    remote = FakeRemote()
+    meeting = threading.Barrier(4)
+
+    def meet() -> None:
+        if remote.presigned:
+            meeting.wait(30.0)  # passes only if four ask at a time
+
+    remote.on_presign = meet
+    world.remote = remote
+    world.folder(order=order)
+    ids = fill(world, 9)
+    assert world.run() == 1
+    assert done(world, ids)
+    assert len(remote.presigned) == 9
+    assert [remote.stored[url] for url, _ in remote.puts] == [b"id\n%d\n" % number for number in range(9)]
+
+
+@pytest.mark.usefixtures("_far")
+@pytest.mark.parametrize("error", [Throttled("429"), ServerFault("500"), KeyRejected("401"), Unreachable("gone")])
+def test_trouble_of_the_api_in_the_middle_closes_the_gate_for_good(world: World, error: PmwatchError) -> None:
+    ids = fill(world, 20)
+    fail_once(world, b"005.csv", error)
+    world.run()
+    assert not world.is_open("acme"), "an answer to one that was asked beside it opens nothing"
+    first = next(one for one in map(world.get, ids) if one.state is State.QUEUED)
+    assert first.attempts == 1
+    behind = [world.get(id_) for id_ in ids if id_ > first.id]
+    assert {(one.state, one.attempts) for one in behind} == {(State.QUEUED, 0)}
+    world.try_for(600)
+    assert done(world, ids)
+    assert {record.put_count for record in world.server.objects()} == {1}
+    told = [report.delivery.id for report in world.reports if report.what == "uploaded"]
+    assert told == ids
+
+
+@pytest.mark.usefixtures("_far")
+def test_a_file_that_gets_no_url_does_not_stop_the_others(world: World) -> None:
+    ids = fill(world, 12)
+    fail_once(world, b"005.csv", Rejected("400"))
+    world.run()
+    states = [world.get(id_).state for id_ in ids]
+    assert sorted(states) == [State.DONE] * 11 + [State.FAILED]
+    told = [report.delivery.id for report in world.reports if report.what == "uploaded"]
+    assert told == sorted(told)
+
+
+@pytest.mark.usefixtures("_far")
+def test_shutdown_while_urls_are_asked_for_gives_the_run_back(world: World) -> None:
+    remote = FakeRemote()
+
+    def stop() -> None:
+        if len(remote.presigned) == 3:
+            world.abort.set()
+
+    remote.on_presign = stop
+    world.remote = remote
+    ids = fill(world, 20)
+    world.uploader().resolve_names(world.ledger.unresolved())
+    world.uploader().run_one()
+    assert remote.puts == []
+    assert len(remote.presigned) < 8, "nobody asks on"
+    assert {world.get(id_).state for id_ in ids} == {State.QUEUED}
+    world.abort.clear()
+    remote.on_presign = lambda: None
     world.run()
     assert done(world, ids)

@@ -1,0 +1,69 @@
+"""Asking about several things side by side, where an answer takes long enough to be worth it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_FAR_SECONDS: Final = (
+    0.005  # an answer that took longer was waited for; for a nearer one threads cost more than they save
+)
+_AT_A_TIME: Final = 4
+
+
+class Ahead(Generic[T, R]):
+    """The answers of `ask` about each of `things`, one after the other, in their order.
+
+    The first is asked for alone. Where its answer came from far away, so are those behind it, four at a time, up to the
+    first that fails: what is wrong with that one may be wrong with all. No thread outlives a call of `next`.
+    """
+
+    def __init__(
+        self, things: Iterable[T], ask: Callable[[T], R], *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._waiting = iter(list(enumerate(things)))
+        self._ask = ask
+        self._monotonic = monotonic
+        self._answers: dict[int, R] = {}
+        self._errors: dict[int, BaseException] = {}
+        self._next = 0
+
+    def next(self) -> R:
+        """Return the answer about the next thing. Raises what asking raised."""
+        number, self._next = self._next, self._next + 1
+        if number not in self._answers and number not in self._errors:
+            self._ask_some()
+        if number in self._errors:
+            raise self._errors.pop(number)
+        return self._answers.pop(number)
+
+    def _ask_some(self) -> None:
+        started = self._monotonic()
+        self._ask_one()
+        if self._errors or self._monotonic() - started < _FAR_SECONDS:
+            return
+        name = threading.current_thread().name  # whose turns they make: it is alive while they are
+        helpers = [threading.Thread(target=self._ask_all, name=name, daemon=True) for _ in range(_AT_A_TIME - 1)]
+        for helper in helpers:
+            helper.start()
+        self._ask_all()
+        for helper in helpers:
+            helper.join()
+
+    def _ask_all(self) -> None:
+        while not self._errors and self._ask_one():
+            pass
+
+    def _ask_one(self) -> bool:
+        """Ask about the first that nobody asks about; tell whether there was one."""
+        number, thing = next(self._waiting, (-1, None))  # of a list: one step, which no other thread can divide
+        if thing is None:
+            return False
+        try:
+            self._answers[number] = self._ask(thing)
+        except BaseException as error:  # noqa: BLE001  raised again where the answer is wanted
+            self._errors[number] = error
+        return True

@@ -121,12 +121,13 @@ class Answers:
         if unknown is not None:
             create = _CREATE if isinstance(unknown, DestinationUnknown) and not target.process else ""
             return sentences(unknown.message, unknown.hint, create)
-        gate = next((gate for gate in self._gates.all() if gate.name == target.tenant and not gate.is_open), None)
+        gate = self._gates.shut(target.tenant)
         if gate is None:
             return ""
         wait = gate.opens_at - time.monotonic()
         when = f"Next try in {format_duration(wait)}" if wait > 0 and not gate.probing else "It is being tried now"
-        return sentences(f"Its tenant waits: {gate.message}", gate.hint, when)
+        what = "tenant" if gate.name == target.tenant else f"storage ({gate.name})"
+        return sentences(f"Its {what} waits: {gate.message}", gate.hint, when)
 
     def gauges(self) -> dict[str, Samples]:
         """Answer a scrape: cheap, however many rows the ledger has."""

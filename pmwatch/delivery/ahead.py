@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, Generic, TypeVar
 
@@ -11,21 +12,26 @@ R = TypeVar("R")
 _FAR_SECONDS: Final = (
     0.005  # an answer that took longer was waited for; for a nearer one threads cost more than they save
 )
-_AT_A_TIME: Final = 4
 
 
 class Ahead(Generic[T, R]):
     """The answers of `ask` about each of `things`, one after the other, in their order.
 
-    The first is asked for alone. Where its answer came from far away, so are those behind it, four at a time, up to the
-    first that fails: what is wrong with that one may be wrong with all. No thread outlives a call of `next`.
+    The first is asked for alone. Where its answer came from far away, those behind it are asked for `at_a_time`, up to
+    the first that fails: what is wrong with that one may be wrong with all. No thread outlives a call of `next`.
     """
 
     def __init__(
-        self, things: Iterable[T], ask: Callable[[T], R], *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        things: Iterable[T],
+        ask: Callable[[T], R],
+        *,
+        at_a_time: int = 4,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._waiting = iter(list(enumerate(things)))
+        self._waiting = deque(enumerate(things))
         self._ask = ask
+        self._at_a_time = at_a_time
         self._monotonic = monotonic
         self._answers: dict[int, R] = {}
         self._errors: dict[int, BaseException] = {}
@@ -43,10 +49,10 @@ class Ahead(Generic[T, R]):
     def _ask_some(self) -> None:
         started = self._monotonic()
         self._ask_one()
-        if self._errors or self._monotonic() - started < _FAR_SECONDS:
+        if self._at_a_time == 1 or self._errors or self._monotonic() - started < _FAR_SECONDS:
             return
         name = threading.current_thread().name  # whose turns they make: it is alive while they are
-        helpers = [threading.Thread(target=self._ask_all, name=name, daemon=True) for _ in range(_AT_A_TIME - 1)]
+        helpers = [threading.Thread(target=self._ask_all, name=name, daemon=True) for _ in range(self._at_a_time - 1)]
         for helper in helpers:
             helper.start()
         self._ask_all()
@@ -59,8 +65,9 @@ class Ahead(Generic[T, R]):
 
     def _ask_one(self) -> bool:
         """Ask about the first that nobody asks about; tell whether there was one."""
-        number, thing = next(self._waiting, (-1, None))  # of a list: one step, which no other thread can divide
-        if thing is None:
+        try:
+            number, thing = self._waiting.popleft()
+        except IndexError:
             return False
         try:
             self._answers[number] = self._ask(thing)

@@ -82,6 +82,12 @@ class Gates:
             passable = [tenant for tenant in tenants if all(self._passable(name) for name in self._path(tenant))]
             return [tenant for tenant in passable if any(not self._is_open(name) for name in self._path(tenant))]
 
+    def shut(self, tenant: str) -> Gate | None:
+        """Return the closed gate that a tenant's deliveries wait for: its own, or its storage's."""
+        with self._lock:
+            gates = [self._gates[name] for name in self._path(tenant) if name in self._gates]
+        return next((gate for gate in gates if not gate.is_open), None)
+
     def _path(self, tenant: str) -> list[str]:
         return [tenant, self._hosts[tenant]] if tenant in self._hosts else [tenant]
 

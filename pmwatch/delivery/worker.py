@@ -50,6 +50,7 @@ from pmwatch.processmind import Receipt, url_expiry, url_host
 _URL_MARGIN_SECONDS: Final = 60.0
 _LONG_UPLOAD_SECONDS: Final = 30.0
 _RUN_FILES: Final = 32
+_URLS_AT_A_TIME: Final = 4
 _LONGEST_UNSAID_SECONDS: Final = 0.25  # how long an arrival may wait to share a commit with the next ones
 _MOVING_WAIT_SECONDS: Final = 1.0
 _WAIT_FOR_EQUAL_SECONDS: Final = 0.05
@@ -379,7 +380,9 @@ class Uploader:
         fresh: list[_Attempt] = []
         for attempt in run.attempts:
             attempt.repeated = self._is_usable(attempt.url)
-        urls = Ahead([one for one in run.attempts if self._needs_url(one)], self._ask_url)
+        needing = [one for one in run.attempts if self._needs_url(one)]
+        slowed = any(one.delivery.target.tenant in self._limits.slowed() for one in needing[:1])
+        urls = Ahead(needing, self._ask_url, at_a_time=1 if slowed else _URLS_AT_A_TIME)
         for attempt in run.attempts:
             if self._needs_url(attempt):
                 if not self._attempt(run, attempt, lambda _, one: self._take_url(one, urls.next)):

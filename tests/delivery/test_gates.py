@@ -124,6 +124,8 @@ def test_a_closed_storage_shuts_those_who_need_it(gates: Gates, clock: Clock) ->
     gates.points_to("globex", "other.test")
     gates.failed(HOST, ServerFault("500"), retry_after=5)
     assert gates.shut_for(["acme", "globex", "initech"]) == ["acme"]
+    assert gates.shut("acme") == gate(gates, HOST)
+    assert gates.shut("globex") is gates.shut("initech") is None
     clock.advance(5)
     assert gates.shut_for(["acme", "globex"]) == []
     assert gates.to_probe(["acme", "globex", "initech"]) == ["acme"]

@@ -10,6 +10,7 @@ import pytest
 
 from delivery.test_worker import World
 from pmwatch.delivery import ahead
+from pmwatch.delivery.limits import Limits
 from pmwatch.errors import KeyRejected, LedgerError, PmwatchError, Rejected, ServerFault, Throttled, Unreachable
 from pmwatch.model import AfterUpload, Dedup, Delivery, Fingerprint, Order, State
 from pmwatch.sandbox import Fault
@@ -184,6 +185,21 @@ def test_deliveries_with_a_remembered_url_go_along_with_fresh_ones(world: World)
 @pytest.fixture
 def _far(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "_FAR_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("_far")
+def test_a_tenant_that_was_asked_to_slow_down_asks_for_one_url_at_a_time(world: World) -> None:
+    world.remote = remote = FakeRemote()
+    threads, before = set[int](), threading.active_count()
+    remote.on_presign = lambda: threads.add(threading.active_count())
+    limits = Limits(monotonic=world.clock)
+    limits.slow_down("acme")
+    ids = fill(world, 9)
+    uploader = world.uploader(limits=limits)
+    uploader.resolve_names(world.ledger.unresolved())
+    uploader.run_one()
+    assert done(world, ids)
+    assert threads == {before}
 
 
 def fail_once(world: World, path: bytes, error: PmwatchError) -> None:

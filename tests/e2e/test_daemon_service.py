@@ -405,6 +405,16 @@ def test_why_says_when_a_closed_gate_is_tried_next(daemon: Daemon, drop: Path) -
     assert ".." not in told[-1]
 
 
+def test_why_names_the_storage_that_a_file_waits_for(daemon: Daemon, sandbox: SandboxServer, drop: Path) -> None:
+    sandbox.faults.add("PUT 503 x* code=SlowDown")
+    daemon.start()
+    (drop / "a.csv").write_bytes(b"a,b\n1,1\n")
+    daemon.wait_event("gate closed")
+    told = wait_for("it is queued", lambda: said_of(daemon, drop / "a.csv", "queued"))["sentences"]
+    host = sandbox.base_url.rpartition("/")[2]
+    assert told[-1].startswith(f"Its storage ({host}) waits: the storage answered 503 SlowDown")
+
+
 def test_status_and_page_name_the_file_that_others_wait_behind_and_what_frees_them(
     daemon: Daemon, sandbox: SandboxServer, drop: Path
 ) -> None:

@@ -4,14 +4,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_FAR_SECONDS: Final = (
-    0.005  # an answer that took longer was waited for; for a nearer one threads cost more than they save
-)
+_FAR_SECONDS: Final = 0.005  # what answers sooner is near, and threads would cost more than they save
 
 
 class Ahead(Generic[T, R]):
@@ -26,30 +25,28 @@ class Ahead(Generic[T, R]):
         things: Iterable[T],
         ask: Callable[[T], R],
         *,
-        at_a_time: int = 4,
+        at_a_time: int,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._waiting = deque(enumerate(things))
         self._ask = ask
         self._at_a_time = at_a_time
         self._monotonic = monotonic
-        self._answers: dict[int, R] = {}
-        self._errors: dict[int, BaseException] = {}
-        self._next = 0
+        self._waiting: deque[tuple[T, Future[R]]] = deque((thing, Future()) for thing in things)
+        self._answers = iter([answer for _, answer in self._waiting])
+        self._failed = False
 
     def next(self) -> R:
         """Return the answer about the next thing. Raises what asking raised."""
-        number, self._next = self._next, self._next + 1
-        if number not in self._answers and number not in self._errors:
+        answer = next(self._answers)
+        if not answer.done():
             self._ask_some()
-        if number in self._errors:
-            raise self._errors.pop(number)
-        return self._answers.pop(number)
+        return answer.result()
 
     def _ask_some(self) -> None:
+        self._failed = False
         started = self._monotonic()
         self._ask_one()
-        if self._at_a_time == 1 or self._errors or self._monotonic() - started < _FAR_SECONDS:
+        if self._failed or self._at_a_time == 1 or self._monotonic() - started < _FAR_SECONDS:
             return
         name = threading.current_thread().name  # whose turns they make: it is alive while they are
         helpers = [threading.Thread(target=self._ask_all, name=name, daemon=True) for _ in range(self._at_a_time - 1)]
@@ -60,17 +57,18 @@ class Ahead(Generic[T, R]):
             helper.join()
 
     def _ask_all(self) -> None:
-        while not self._errors and self._ask_one():
+        while not self._failed and self._ask_one():
             pass
 
     def _ask_one(self) -> bool:
         """Ask about the first that nobody asks about; tell whether there was one."""
         try:
-            number, thing = self._waiting.popleft()
+            thing, answer = self._waiting.popleft()
         except IndexError:
             return False
         try:
-            self._answers[number] = self._ask(thing)
+            answer.set_result(self._ask(thing))
         except BaseException as error:  # noqa: BLE001  raised again where the answer is wanted
-            self._errors[number] = error
+            self._failed = True
+            answer.set_exception(error)
         return True

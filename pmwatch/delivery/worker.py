@@ -100,6 +100,11 @@ class _Attempt:
     sha256: str = ""
     decided: Decided = _SEND
 
+    @property
+    def needs_url(self) -> bool:
+        """Tell whether it goes to the storage, and by a new URL."""
+        return self.decided.verdict is Verdict.SEND and not self.delivery.target.process and not self.repeated
+
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
@@ -112,9 +117,10 @@ class _Sent:
 
 
 class _Run:
-    """Deliveries of one lane that were claimed together: `left` are those that still are this claim's."""
+    """Deliveries of one lane and tenant that were claimed together: `left` are those that still are this claim's."""
 
     def __init__(self, deliveries: list[Delivery]) -> None:
+        self.tenant = deliveries[0].target.tenant
         self.left = {one.id: one for one in deliveries}
         self.attempts: list[_Attempt] = []
         self.sent: list[_Sent] = []
@@ -199,7 +205,7 @@ class Uploader:
         reached("after_claim")
         run = _Run(claimed)
         try:
-            if self._gates.enter(claimed[0].target.tenant):
+            if self._gates.enter(run.tenant):
                 self._work(run)
             else:
                 self._turn_back(run, "gate")
@@ -259,14 +265,13 @@ class Uploader:
     # ---- one run ------------------------------------------------------------------------------------------
 
     def _work(self, run: _Run) -> None:
-        tenant = next(iter(run.left.values())).target.tenant
         try:
             self._deliver(run)
             self._put_back(run, "interrupted" if self._abort.is_set() else "")
         except LedgerError as error:
             self._give_back_somehow(run, error)
         finally:
-            for gate in {tenant, *(attempt.gate for attempt in run.attempts)}:
+            for gate in {run.tenant, *(attempt.gate for attempt in run.attempts)}:
                 self._gates.left(gate)
 
     def _deliver(self, run: _Run) -> None:
@@ -377,26 +382,19 @@ class Uploader:
     def _presign_all(self, run: _Run) -> None:
         """Get a URL for each delivery that has to go, and remember them all before the first byte goes."""
         ready: list[_Attempt] = []
-        fresh: list[_Attempt] = []
         for attempt in run.attempts:
             attempt.repeated = self._is_usable(attempt.url)
-        needing = [one for one in run.attempts if self._needs_url(one)]
-        slowed = any(one.delivery.target.tenant in self._limits.slowed() for one in needing[:1])
-        urls = Ahead(needing, self._ask_url, at_a_time=1 if slowed else _URLS_AT_A_TIME)
+        at_a_time = 1 if run.tenant in self._limits.slowed() else _URLS_AT_A_TIME
+        urls = Ahead([one for one in run.attempts if one.needs_url], self._ask_url, at_a_time=at_a_time)
         for attempt in run.attempts:
-            if self._needs_url(attempt):
+            if attempt.needs_url:
                 if not self._attempt(run, attempt, lambda _, one: self._take_url(one, urls.next)):
                     break
                 if attempt.delivery.id not in run.left:
                     continue
-                fresh.append(attempt)
             ready.append(attempt)
         run.attempts = ready
-        self._remember(fresh)
-
-    def _needs_url(self, attempt: _Attempt) -> bool:
-        sends = attempt.decided.verdict is Verdict.SEND and not attempt.delivery.target.process
-        return sends and not attempt.repeated
+        self._remember([one for one in ready if one.needs_url])
 
     def _take_url(self, attempt: _Attempt, ask: Callable[[], str]) -> None:
         attempt.url = ""

@@ -28,13 +28,13 @@ def double_of(number: int) -> int:
 
 @pytest.mark.parametrize("seconds", [0.001, 1.0])
 def test_the_answers_come_in_the_order_of_the_things(seconds: float) -> None:
-    ahead = Ahead(range(50), double_of, monotonic=Far(seconds))
+    ahead = Ahead(range(50), double_of, at_a_time=4, monotonic=Far(seconds))
     assert [ahead.next() for _ in range(50)] == [2 * number for number in range(50)]
 
 
 def test_of_a_near_service_nothing_is_asked_before_it_is_wanted() -> None:
     asked: list[int] = []
-    ahead = Ahead(range(5), asked.append, monotonic=Far(0.001))
+    ahead = Ahead(range(5), asked.append, at_a_time=4, monotonic=Far(0.001))
     for number in range(3):
         ahead.next()
         assert asked == list(range(number + 1))
@@ -48,14 +48,14 @@ def test_a_far_one_is_asked_four_questions_at_a_time() -> None:
             meeting.wait(MEET_SECONDS)  # passes only if four are asked at a time
         return number
 
-    ahead = Ahead(range(9), ask, monotonic=Far(1.0))
+    ahead = Ahead(range(9), ask, at_a_time=4, monotonic=Far(1.0))
     assert [ahead.next() for _ in range(9)] == list(range(9))
     assert meeting.n_waiting == 0
 
 
 def test_never_are_there_more_than_four() -> None:
     lock, under_way, most = threading.Lock(), 0, 0
-    third, go_on = threading.Semaphore(0), threading.Event()
+    begun, go_on = threading.Semaphore(0), threading.Event()
 
     def ask(number: int) -> None:
         nonlocal under_way, most
@@ -63,19 +63,19 @@ def test_never_are_there_more_than_four() -> None:
             under_way += 1
             most = max(most, under_way)
         if number:
-            third.release()
+            begun.release()
             go_on.wait(MEET_SECONDS)
         with lock:
             under_way -= 1
 
     def let_go() -> None:
         for _ in range(4):
-            third.acquire()
+            begun.acquire()
         go_on.set()
 
     watcher = threading.Thread(target=let_go)
     watcher.start()
-    ahead = Ahead(range(30), ask, monotonic=Far(1.0))
+    ahead = Ahead(range(30), ask, at_a_time=4, monotonic=Far(1.0))
     for _ in range(30):
         ahead.next()
     watcher.join()
@@ -84,7 +84,7 @@ def test_never_are_there_more_than_four() -> None:
 
 def test_no_thread_outlives_an_answer() -> None:
     before = threading.active_count()
-    ahead = Ahead(range(20), double_of, monotonic=Far(1.0))
+    ahead = Ahead(range(20), double_of, at_a_time=4, monotonic=Far(1.0))
     ahead.next()
     assert threading.active_count() == before
 
@@ -104,7 +104,7 @@ def failing(*bad: int) -> tuple[Callable[[int], int], list[int]]:
 @pytest.mark.parametrize("seconds", [0.001, 1.0])
 def test_an_error_comes_where_its_thing_is_wanted_and_those_behind_it_are_asked_then(seconds: float) -> None:
     ask, asked = failing(0, 7, 8)
-    ahead = Ahead(range(20), ask, monotonic=Far(seconds))
+    ahead = Ahead(range(20), ask, at_a_time=4, monotonic=Far(seconds))
     for number in range(20):
         if number in (0, 7, 8):
             with pytest.raises(ValueError, match=str(number)):
@@ -125,13 +125,13 @@ def test_after_an_error_nobody_asks_on() -> None:
             raise ValueError
         return number
 
-    ahead = Ahead(range(30), ask, monotonic=Far(1.0))
+    ahead = Ahead(range(30), ask, at_a_time=4, monotonic=Far(1.0))
     ahead.next()
     assert sorted(asked) == [0, 1, 2, 3, 4]
 
 
 def test_helpers_go_by_the_name_of_the_thread_they_help() -> None:
     names: set[str] = set()
-    ahead = Ahead(range(9), lambda _: names.add(threading.current_thread().name), monotonic=Far(1.0))
+    ahead = Ahead(range(9), lambda _: names.add(threading.current_thread().name), at_a_time=4, monotonic=Far(1.0))
     ahead.next()
     assert names == {threading.current_thread().name}

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from pmwatch.model import Delivery
@@ -18,7 +18,8 @@ class Disposals:
     the other threads away, also from one that a person has queued again meanwhile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
         self._lock = threading.Lock()
         self._waiting: list[Delivery] = []
         self._since = 0.0  # monotonic: when the first of them came
@@ -28,7 +29,7 @@ class Disposals:
         """Let deliveries wait for the next `take`."""
         with self._lock:
             if ended and not self._waiting:
-                self._since = time.monotonic()
+                self._since = self._monotonic()
             self._waiting += ended
             self._under_way.update(one.id for one in ended)
 
@@ -42,7 +43,7 @@ class Disposals:
     def is_time(self) -> bool:
         """Tell whether enough wait, or one for long enough, that sending has to wait for them."""
         with self._lock:
-            waited = time.monotonic() - self._since if self._waiting else 0.0
+            waited = self._monotonic() - self._since if self._waiting else 0.0
             return len(self._waiting) >= _MOST or waited > _LONGEST_SECONDS
 
     def begin(self, id_: int) -> bool:

@@ -147,6 +147,7 @@ class Uploader:
         abort: threading.Event,
         beat: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         share: int = 1,
         limits: Limits | None = None,
         pace: Pace | None = None,
@@ -154,7 +155,7 @@ class Uploader:
         target_of: Callable[[Folder, bytes], Target | None] = lambda folder, _: folder.target,
     ) -> None:
         self._ledger = ledger
-        self._disposals = disposals or Disposals()
+        self._disposals = disposals or Disposals(monotonic=monotonic)
         self._target_of = target_of
         self._limits = limits or Limits()
         self._pace = pace or Pace()
@@ -168,6 +169,7 @@ class Uploader:
         self._abort = abort
         self._beat = beat
         self._now = now
+        self._monotonic = monotonic
         self._share = share  # among how many threads what waits is divided
 
     # ---- what a thread calls ------------------------------------------------------------------------------
@@ -385,7 +387,8 @@ class Uploader:
         for attempt in run.attempts:
             attempt.repeated = self._is_usable(attempt.url)
         at_a_time = 1 if run.tenant in self._limits.slowed() else _URLS_AT_A_TIME
-        urls = Ahead([one for one in run.attempts if one.needs_url], self._ask_url, at_a_time=at_a_time)
+        wanting = [one for one in run.attempts if one.needs_url]
+        urls = Ahead(wanting, self._ask_url, at_a_time=at_a_time, monotonic=self._monotonic)
         for attempt in run.attempts:
             if attempt.needs_url:
                 if not self._attempt(run, attempt, lambda _, one: self._take_url(one, urls.next)):
@@ -466,7 +469,7 @@ class Uploader:
         attempt.gate = host
 
     def _put(self, attempt: _Attempt, source: Source, *, only_if_absent: bool) -> _Sent:
-        started = time.monotonic()
+        started = self._monotonic()
         self._started(attempt.delivery)
 
         def open_body() -> Iterator[bytes]:
@@ -494,21 +497,21 @@ class Uploader:
         self._gates.succeeded(attempt.gate)
         self._limits.went_well(attempt.delivery.target.tenant)
         if receipt is not None:
-            self._pace.saw(source.fingerprint.size, time.monotonic() - started)
-        return _Sent(attempt, receipt, source.sha256, time.monotonic() - started, verified, self._now())
+            self._pace.saw(source.fingerprint.size, self._monotonic() - started)
+        return _Sent(attempt, receipt, source.sha256, self._monotonic() - started, verified, self._now())
 
     def _put_model(self, attempt: _Attempt, source: Source) -> _Sent:
         """Give a process its BPMN model. A lost answer needs no more care than trying again: the model replaces."""
         delivery = attempt.delivery
         self._limits.before_request(delivery.target.tenant, self._check)
         text = model_text(source, check=self._check)
-        started = time.monotonic()
+        started = self._monotonic()
         self._started(delivery)
         self._remote.put_model(delivery, text)
         reached("after_answer")
         self._gates.succeeded(attempt.gate)
         self._limits.went_well(delivery.target.tenant)
-        return _Sent(attempt, None, source.sha256, time.monotonic() - started, None, self._now())
+        return _Sent(attempt, None, source.sha256, self._monotonic() - started, None, self._now())
 
     # ---- ends ---------------------------------------------------------------------------------------------
 

@@ -203,6 +203,7 @@ class World:
             look_again=lambda _folder, _path: None,
             abort=threading.Event(),
             now=self.clock,
+            monotonic=self.clock,
         )
         source = self.base / "drop" / "a.csv"
         source.write_bytes(CONTENT)

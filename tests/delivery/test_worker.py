@@ -122,6 +122,7 @@ class World:
             abort=self.abort,
             beat=self._beat,
             now=self.clock,
+            monotonic=self.clock,
             **more,
         )
 
@@ -1102,6 +1103,18 @@ def test_the_next_file_of_a_datatable_is_sent_before_the_one_before_it_is_archiv
     assert world.whats() == ["uploaded", "uploaded", "disposed", "disposed"]
     assert [world.get(id_).state for id_ in (first, second)] == [State.DONE, State.DONE]
     assert not uploader.run_one()
+
+
+def test_an_archive_that_has_waited_for_half_a_second_comes_before_the_next_file(world: World) -> None:
+    world.folder(after_upload=AfterUpload.ARCHIVE)
+    uploader = world.uploader()
+    world.settle("a.csv", b"id\n1\n")
+    uploader.resolve_names(world.ledger.unresolved())
+    assert uploader.run_one()
+    world.clock.at += 0.6
+    world.settle("b.csv", b"id\n2\n")
+    assert uploader.run_one()
+    assert world.whats() == ["uploaded", "disposed", "uploaded"]
 
 
 def test_an_archive_does_not_wait_for_ever_behind_files_that_go_on_and_on(world: World) -> None:

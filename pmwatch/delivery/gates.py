@@ -55,6 +55,8 @@ class Gates:
         self._hosts: dict[str, str] = {}  # the storage host that a tenant's URLs last pointed to
         self._used_at: dict[str, float] = {}  # when (monotonic) somebody last came to a gate
         self._probers: dict[str, int] = {}  # the thread that probes
+        self._through_at: dict[str, float] = {}  # when (monotonic) a file last had there what it needs
+        self._fallen: dict[str, set[int]] = {}  # deliveries, at most two, that have failed there since
         self._lock = threading.Lock()
 
     def keep(self, tenants: Collection[str]) -> None:
@@ -67,7 +69,8 @@ class Gates:
             for name in [one for one in self._gates if one not in used]:
                 if name in gone or self._used_at.get(name, since) <= since:
                     del self._gates[name]
-                    self._used_at.pop(name, None)
+                    for known in (self._used_at, self._through_at, self._fallen):
+                        known.pop(name, None)
             for name in tenants:
                 self._gates.setdefault(name, Gate(name))
 
@@ -122,6 +125,25 @@ class Gates:
             self._gates[name] = Gate(name)
         if not before.is_open:
             self._changed(Gate(name))
+
+    def got_through(self, name: str) -> None:
+        """Open the gate: what a file needs from behind it has been done."""
+        with self._lock:
+            self._through_at[name] = self._monotonic()
+            self._fallen.pop(name, None)
+        self.succeeded(name)
+
+    def fell(self, name: str, delivery_id: int, *, quiet: float) -> bool:
+        """Say that a delivery failed beyond an open gate; tell whether that is trouble of more than the one file.
+
+        It is where another one failed there as well and none has got through since, nor in the last `quiet` seconds.
+        """
+        with self._lock:
+            fallen = self._fallen.setdefault(name, set())
+            if len(fallen) < 2:
+                fallen.add(delivery_id)
+            through_at = self._through_at.get(name)
+            return fallen != {delivery_id} and (through_at is None or self._monotonic() - through_at >= quiet)
 
     def left(self, name: str) -> None:
         """This thread's probe, if it has one, ended without saying anything about the destination; another may try."""

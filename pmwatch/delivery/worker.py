@@ -56,6 +56,7 @@ _MOVING_WAIT_SECONDS: Final = 1.0
 _WAIT_FOR_EQUAL_SECONDS: Final = 0.05
 _EQUAL_BYTES_A_SECOND: Final = 100e6  # a fifth of how fast it is hashed, which each look at it does again
 _LEDGER_RETRY_SECONDS: Final = 1.0
+_MOST_SHARED: Final = 0.75  # of `give_up_after`: the age up to which trouble counts that other files have as well
 
 
 _SEND: Final = Decided(Verdict.SEND)
@@ -402,7 +403,7 @@ class Uploader:
     def _take_url(self, attempt: _Attempt, ask: Callable[[], str]) -> None:
         attempt.url = ""
         attempt.url = ask()
-        self._gates.succeeded(attempt.delivery.target.tenant)
+        self._gates.got_through(attempt.delivery.target.tenant)
 
     def _remember(self, attempts: list[_Attempt]) -> None:
         asked = [(one.delivery, one.url, one.source.fingerprint) for one in attempts if one.source is not None]
@@ -494,7 +495,7 @@ class Uploader:
                 source.hash()
             verified = source.md5 == receipt.md5 if receipt.md5 else None
         reached("after_answer")
-        self._gates.succeeded(attempt.gate)
+        self._gates.got_through(attempt.gate)
         self._limits.went_well(attempt.delivery.target.tenant)
         if receipt is not None:
             self._pace.saw(source.fingerprint.size, self._monotonic() - started)
@@ -509,7 +510,7 @@ class Uploader:
         self._started(delivery)
         self._remote.put_model(delivery, text)
         reached("after_answer")
-        self._gates.succeeded(attempt.gate)
+        self._gates.got_through(attempt.gate)
         self._limits.went_well(delivery.target.tenant)
         return _Sent(attempt, None, source.sha256, self._monotonic() - started, None, self._now())
 
@@ -754,6 +755,11 @@ class Uploader:
         delivery, now = attempt.delivery, self._now()
         missing = isinstance(error, DestinationUnknown)  # says nothing about the file
         failed_at = self._failed_at(delivery) or (0.0 if missing else now)
+        detail, longest = error.message, self._policy.give_up_after
+        remote = error.of_file and isinstance(error, RemoteError)
+        if remote and self._gates.fell(attempt.gate, delivery.id, quiet=longest / 2):
+            failed_at = max(failed_at, now - longest * _MOST_SHARED)
+            detail += f"; other files fail too, and none gets through to {attempt.gate}, so none is given up for it"
         if error.of_file and self._policy.given_up(now - failed_at):
             self._fail(delivery, attempt.folder, error)
             return not attempt.folder.blocks
@@ -762,7 +768,7 @@ class Uploader:
         self._ledger.give_back(
             delivery,
             reason=error.reason,
-            detail=error.message,
+            detail=detail,
             not_before=not_before,
             failed_at=failed_at,
             url=url,

@@ -174,6 +174,19 @@ def test_a_host_to_which_no_url_has_pointed_for_long_is_forgotten(gates: Gates, 
     assert names(gates) == ["acme", "new.test"]
 
 
+def test_trouble_is_shared_where_another_file_has_it_and_none_gets_through(gates: Gates, clock: Clock) -> None:
+    assert not gates.fell("host", 1, quiet=60)
+    assert not gates.fell("host", 1, quiet=60)  # again, and still alone
+    assert gates.fell("host", 2, quiet=60)
+    assert gates.fell("host", 1, quiet=60)
+    assert not gates.fell("elsewhere", 3, quiet=60)
+    gates.got_through("host")
+    assert not gates.fell("host", 1, quiet=60)
+    assert not gates.fell("host", 2, quiet=60)  # one has got through only now
+    clock.advance(60)
+    assert gates.fell("host", 2, quiet=60)
+
+
 def test_only_one_of_many_threads_probes(gates: Gates, clock: Clock) -> None:
     gates.failed("acme", Unreachable("gone"), retry_after=1)
     clock.advance(1)

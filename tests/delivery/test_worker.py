@@ -905,6 +905,42 @@ def test_a_file_is_given_up_by_age_and_explained(world: World) -> None:
     assert "http" not in text
 
 
+def test_no_file_is_given_up_for_a_storage_that_breaks_every_connection(world: World) -> None:
+    world.policy = RetryPolicy(first=60.0, longest=600.0, give_up_after=GIVE_UP_SECONDS)
+    world.folder("invoices", Target("acme", "Sales/Invoices"))
+    ids = [world.settle("a.csv", b"id\n1\n"), world.settle("b.csv", b"id\n2\n", "invoices")]
+    world.server.faults.add(Fault(method="PUT", close=True, times=None))
+    world.run()
+    world.try_for(3 * GIVE_UP_SECONDS)
+    assert [(world.get(id_).state, world.get(id_).reason) for id_ in ids] == [(State.QUEUED, "answer_lost")] * 2
+    assert "other files fail too" in world.get(ids[0]).detail
+    world.server.faults.clear()
+    world.try_for(600)
+    assert [world.get(id_).state for id_ in ids] == [State.DONE] * 2
+
+
+def test_of_a_single_datatable_only_the_first_file_is_given_up_meanwhile(world: World) -> None:
+    world.policy = RetryPolicy(first=60.0, longest=600.0, give_up_after=GIVE_UP_SECONDS)
+    ids = [world.settle(f"{name}.csv", name.encode()) for name in "abc"]
+    world.server.faults.add(Fault(method="PUT", close=True, times=None))
+    world.run()
+    world.try_for(4 * GIVE_UP_SECONDS)
+    assert [world.get(id_).state for id_ in ids] == [State.FAILED, State.QUEUED, State.QUEUED]
+
+
+def test_a_file_that_fails_alone_is_given_up_while_others_get_through(world: World) -> None:
+    world.policy = RetryPolicy(first=60.0, longest=600.0, give_up_after=GIVE_UP_SECONDS)
+    world.folder("invoices", Target("acme", "Sales/Invoices"))
+    id_ = world.settle("a.csv", b"id\n1\n")
+    world.server.faults.add(Fault(method="PUT", close=True, times=None, path_contains="a.csv"))
+    for number in range(5):
+        assert world.get(id_).state is State.QUEUED
+        world.settle(f"{number}.csv", b"%d" % number, "invoices")
+        world.run()
+        world.try_for(GIVE_UP_SECONDS / 4)
+    assert world.get(id_).state is State.FAILED
+
+
 def test_a_retry_sends_from_quarantine(world: World) -> None:
     world.folder(after_upload=AfterUpload.ARCHIVE)
     id_ = world.settle("a.csv", b"id\n1\n")

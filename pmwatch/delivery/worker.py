@@ -386,7 +386,7 @@ class Uploader:
         """Get a URL for each delivery that has to go, and remember them all before the first byte goes."""
         ready: list[_Attempt] = []
         for attempt in run.attempts:
-            attempt.repeated = self._is_usable(attempt.url)
+            attempt.repeated = self._is_valid(attempt.url)
         at_a_time = 1 if run.tenant in self._limits.slowed() else _URLS_AT_A_TIME
         wanting = [one for one in run.attempts if one.needs_url]
         urls = Ahead(wanting, self._ask_url, at_a_time=at_a_time, monotonic=self._monotonic)
@@ -411,9 +411,10 @@ class Uploader:
         if asked:
             self._ledger.remember_urls(asked)
 
-    def _is_usable(self, url: str) -> bool:
+    def _is_valid(self, url: str) -> bool:
+        """Tell whether a URL may still tell what became of an earlier PUT; at its very end too, for S3 says if not."""
         expiry = url_expiry(url) if url else None
-        return expiry is not None and expiry - _URL_MARGIN_SECONDS > self._now()
+        return expiry is not None and expiry > self._now()
 
     def _ask_url(self, attempt: _Attempt) -> str:
         """Return a URL that is valid for long enough. Any thread may ask."""

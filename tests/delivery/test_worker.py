@@ -361,6 +361,18 @@ def test_a_remembered_url_that_has_expired_is_asked_for_again(world: World) -> N
     assert world.get(id_).state is State.DONE
 
 
+def test_a_url_is_asked_what_arrived_until_its_last_second(make_world: Callable[..., World]) -> None:
+    world = make_world(url_expires_seconds=20)
+    id_ = world.settle("a.csv", b"id\n1\n")
+    world.server.faults.add(Fault(method="PUT", when="after", close=True))
+    world.run()
+    assert world.get(id_).reason == "answer_lost"
+    world.clock.advance(19)
+    world.run()
+    assert (world.get(id_).state, world.presigns(), world.puts()[-1]) == (State.DONE, 1, 412)
+    assert world.stored() == [b"id\n1\n"]
+
+
 def test_a_url_that_the_storage_calls_expired_is_replaced_in_the_same_attempt(
     make_world: Callable[..., World],
 ) -> None:

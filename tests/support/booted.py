@@ -15,6 +15,7 @@ import pmwatch
 from support.services import require_tool
 
 _BOOT_SECONDS = 60.0
+_LOGIN = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
 _PACKAGE = "the Debian package systemd-container"
 PROGRAM = "/opt/pmwatch/bin/pmwatch"
 
@@ -101,9 +102,9 @@ class Booted:
             subprocess.run(["umount", "-l", str(path)], check=False, capture_output=True)
 
     def run(self, *words: str, check: bool = False) -> "subprocess.CompletedProcess[str]":
-        """Run a command inside."""
+        """Run a command inside, with the environment of a fresh login there."""
         inside = ["nsenter", "-t", str(self._leader), "-m", "-u", "-i", "-n", "-p", "-C", "--", *words]
-        done = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=120, env=_LOGIN)
         assert not check or done.returncode == 0, (words, done.stdout, done.stderr)
         return done
 

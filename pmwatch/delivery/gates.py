@@ -52,6 +52,7 @@ class Gates:
         self._changed = changed
         self._gates: dict[str, Gate] = {}
         self._tenants: frozenset[str] = frozenset()
+        self._gone: frozenset[str] = frozenset()  # tenants whose last requests may still end
         self._hosts: dict[str, str] = {}  # the storage host that a tenant's URLs last pointed to
         self._used_at: dict[str, float] = {}  # when (monotonic) somebody last came to a gate
         self._probers: dict[str, int] = {}  # the thread that probes
@@ -62,12 +63,13 @@ class Gates:
     def keep(self, tenants: Collection[str]) -> None:
         """Show these tenants' gates from the start, open; drop those of other tenants, and of hosts that none uses."""
         with self._lock:
-            gone, self._tenants = self._tenants.difference(tenants), frozenset(tenants)
+            self._gone = (self._gone | self._tenants).difference(tenants)
+            self._tenants = frozenset(tenants)
             self._hosts = {tenant: host for tenant, host in self._hosts.items() if tenant in tenants}
             used = {*tenants, *self._hosts.values()}
             since = self._monotonic() - _UNUSED_SECONDS
             for name in [one for one in self._gates if one not in used]:
-                if name in gone or self._used_at.get(name, since) <= since:
+                if name in self._gone or self._used_at.get(name, since) <= since:
                     del self._gates[name]
                     for known in (self._used_at, self._through_at, self._fallen):
                         known.pop(name, None)
@@ -107,11 +109,15 @@ class Gates:
             self._used_at[name] = self._monotonic()
             if not self._passable(name):
                 return False
-            gate = self._gates.setdefault(name, Gate(name))
+            gate = self._gates.get(name, Gate(name))
+            self._set(gate if gate.is_open else replace(gate, probing=True))
             if not gate.is_open:
-                self._gates[name] = replace(gate, probing=True)
                 self._probers[name] = threading.get_ident()
             return True
+
+    def _set(self, gate: Gate) -> None:
+        if gate.name not in self._gone:
+            self._gates[gate.name] = gate
 
     def points_to(self, tenant: str, host: str) -> None:
         """Remember which storage host a tenant's URLs point to."""
@@ -122,7 +128,7 @@ class Gates:
         """Open the gate: somebody got through."""
         with self._lock:
             before = self._gates.get(name, Gate(name))
-            self._gates[name] = Gate(name)
+            self._set(Gate(name))
         if not before.is_open:
             self._changed(Gate(name))
 
@@ -174,7 +180,7 @@ class Gates:
                 message=error.message,
                 hint=error.hint,
             )
-            self._gates[name] = gate
+            self._set(gate)
             self._used_at[name] = now
         if before.is_open or before.reason != gate.reason:
             self._changed(gate)

@@ -152,8 +152,14 @@ def test_the_gates_of_tenants_that_are_gone_go_with_them(gates: Gates) -> None:
     gates.keep(["acme"])
     assert names(gates) == ["acme"]
     assert gates.seconds_to_opening() is None
+    gates.failed("globex", KeyRejected("no"))  # the end of a request that was under way
+    gates.succeeded("globex")
+    assert gates.enter("globex")
+    assert names(gates) == ["acme"]
     gates.keep(["acme", "globex"])
     assert gate(gates, "globex").is_open
+    gates.failed("globex", KeyRejected("no"))
+    assert not gate(gates, "globex").is_open
 
 
 def test_a_host_to_which_no_url_has_pointed_for_long_is_forgotten(gates: Gates, clock: Clock) -> None:

@@ -158,9 +158,9 @@ class Daemon:
         try:
             return wait_for(f"{count} times {event!r}", lambda: self._enough(event, count))
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self._post_mortem()}") from None
+            raise AssertionError(f"{error}\n{self.post_mortem()}") from None
 
-    def _post_mortem(self) -> str:
+    def post_mortem(self) -> str:
         """Return the ledger's rows and the log, with what every thread is doing at its end."""
         if self.process is not None and self.process.poll() is None:
             self.signal(signal.SIGUSR1)
@@ -220,7 +220,7 @@ class Daemon:
         try:
             return wait_for(f"{count} deliveries done", done, seconds=seconds)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self._post_mortem()}") from None
+            raise AssertionError(f"{error}\n{self.post_mortem()}") from None
 
 
 def stored(server: SandboxServer) -> dict[str, bytes]:

@@ -4,8 +4,12 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+_LOOK_SECONDS: Final = 1.0  # a signal that comes just before a wait does not end it, and is handled only after it
 
 
 class Wakeup:
@@ -108,8 +112,12 @@ class Mailbox:
         """Leave a message."""
         self._queue.put(message)
 
-    def take(self, timeout: float) -> object | None:
+    def take(self, timeout: float | None = None) -> object | None:
         """Return the next message, or None after `timeout` seconds."""
+        if timeout is None:
+            while (message := self.take(_LOOK_SECONDS)) is None:
+                pass
+            return message
         try:
             return self._queue.get(timeout=max(0.0, timeout))
         except queue.Empty:
@@ -123,3 +131,14 @@ class Mailbox:
 
         for one in signals:
             signal.signal(one, handle)
+
+    @contextmanager
+    def receiving(self, *signals: signal.Signals) -> Iterator[None]:
+        """Let these signals become messages; afterwards they do what they did before."""
+        before = {one: signal.getsignal(one) for one in signals}
+        self.receive(*signals)
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)

@@ -27,6 +27,7 @@ from pmwatch.errors import ExitCode, PmwatchError
 from pmwatch.model import format_size
 from pmwatch.sandbox import SandboxServer
 from pmwatch.sandbox.eventlogs import csv_bytes, order_to_cash, xlsx_bytes
+from pmwatch.threads import Mailbox
 
 _LIMIT_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.1
@@ -273,7 +274,6 @@ def _stay(out: Console, root: Path, server: SandboxServer, address: str) -> None
     out.print(f"Drop files into {root}/drop/Orders, …/Invoices or …/Deliveries.")
     out.print(f"Status page {address}/ · metrics {address}/metrics · what arrived {server.base_url}/")
     out.print("Ctrl-C ends the demo and removes its directory.")
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: stopped.set())
-    stopped.wait()
+    mailbox = Mailbox()
+    with mailbox.receiving(signal.SIGINT, signal.SIGTERM):
+        mailbox.take()

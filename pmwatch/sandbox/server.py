@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,7 @@ from pmwatch.sandbox.state import (
     write_private_json,
 )
 from pmwatch.sandbox.store import ObjectRecord, RequestRecord
+from pmwatch.threads import Mailbox
 
 _THREAD_NAME = "pmwatch-sandbox"
 _TICKS_PER_SECOND = 10  # what uvicorn counts in
@@ -252,29 +253,16 @@ def serve(  # noqa: PLR0917  where, what, and whom to tell: the command passes t
     rules = [Fault.parse(text) for text in faults]
     seeds = None if is_known(state_dir) else _demo_tenants(tenants)
     server = SandboxServer(state_dir, host=listen_host, port=listen_port, tenants=seeds, faults=rules)
-    with _stop_signals() as stopped, server:
+    mailbox = Mailbox()
+    with mailbox.receiving(signal.SIGTERM, signal.SIGINT), server:
         if ready_file is not None:
             write_private_json(ready_file, server.ready_document())
         on_ready(server)
-        stopped.wait()
+        mailbox.take()
 
 
 def _demo_tenants(count: int) -> list[TenantSeed]:
     return [TenantSeed("demo" if number == 1 else f"demo-{number}") for number in range(1, count + 1)]
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM and SIGINT set; afterwards the signals do what they did before."""
-    stopped = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, lambda _number, _frame: stopped.set())
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -221,3 +221,21 @@ def test_signals_become_messages() -> None:
     signal.raise_signal(signal.SIGUSR1)
     assert mailbox.take(PATIENCE_SECONDS) is signal.SIGUSR2
     assert mailbox.take(PATIENCE_SECONDS) is signal.SIGUSR1
+
+
+def test_signals_are_received_for_a_while() -> None:
+    mailbox, before = Mailbox(), signal.getsignal(signal.SIGUSR1)
+    with mailbox.receiving(signal.SIGUSR1):
+        signal.raise_signal(signal.SIGUSR1)
+    assert mailbox.take() is signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_a_signal_that_comes_anywhere_in_the_wait_for_it_ends_it() -> None:
+    mailbox = Mailbox()
+    with mailbox.receiving(signal.SIGALRM):
+        for number in range(1_000):  # a lock that the handler wanted too would be held at one of these moments
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + number % 50))
+            while (message := mailbox.take(0.01)) is None:  # one that comes just before the wait is handled after it
+                pass
+            assert message is signal.SIGALRM

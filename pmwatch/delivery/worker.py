@@ -26,6 +26,7 @@ from pmwatch.delivery.remote import LONGEST_VALID_SECONDS, Remote, api_filename
 from pmwatch.delivery.retry import RetryPolicy
 from pmwatch.errors import (
     AlreadyThere,
+    AnswerLost,
     ChecksumMismatch,
     Decision,
     DestinationUnknown,
@@ -727,6 +728,8 @@ class Uploader:
 
     def _vanished(self, delivery: Delivery, error: PmwatchError) -> None:
         """The version that settled is gone; what stands there now, if anything, is looked at afresh."""
+        if delivery.presigned_url and delivery.reason == AnswerLost.reason:
+            error = AnswerLost(f"{error.message}, and whether it had arrived before is not known")
         self._end(delivery, State.VANISHED, error)
         self._look_again(delivery.folder, delivery.path)
 

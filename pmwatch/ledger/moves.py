@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, insert, select, update
 
+from pmwatch.errors import AnswerLost
 from pmwatch.ledger.schema import counts, deliveries, lanes
 from pmwatch.ledger.statements import (
     ADD_COUNT,
@@ -36,6 +37,7 @@ from pmwatch.ledger.values import Arrived, Decided, Known, StaleClaim, Verdict
 from pmwatch.model import Dedup, Delivery, Destination, Fingerprint, Order, Outcome, Settled, State, Target
 
 _d: Final = deliveries.c
+_REPLACED: Final = "replaced by a newer version before it could be asked whether it had arrived"
 Row = Any  # SQLAlchemy 2.0 and 2.1 disagree on the parameters of Row
 
 DISPOSAL_LEASE_SECONDS: Final = 60.0
@@ -305,12 +307,26 @@ def _enter_file(c: Connection, file: Settled) -> int:
     if not known.is_news(file.fingerprint):
         return 0
     if known.state is State.VANISHED or (known.state is State.QUEUED and known.kept):
-        return _renew(c, row, file)  # one that waits in quarantine for its retry stays what it is
+        if not _may_have_arrived(row):
+            return _renew(c, row, file)  # one that waits in quarantine for its retry stays what it is
+        if known.state is State.QUEUED:
+            lost = {"detail": _REPLACED, "finished_at": file.settled_at} | SETTLED_VALUES
+            move_one(c, row.id, row.folder, State.QUEUED, State.VANISHED, lost)
+        c.execute(update(deliveries).where(_d.id == row.id).values(current=None))
+        return _insert(c, file, previous_id=row.previous_id)
     if known.state is State.HELD:
         superseded = {"outcome": Outcome.SUPERSEDED, "finished_at": file.settled_at}
         move_one(c, row.id, row.folder, State.HELD, State.DONE, superseded)
     c.execute(update(deliveries).where(_d.id == row.id).values(current=None))
     return _insert(c, file, previous_id=row.id)
+
+
+def _may_have_arrived(row: Row) -> bool:
+    """Tell whether a version was sent and its answer lost, and it is gone or replaced before anybody could ask again.
+
+    Its row stays as it is: the only sign that the datatable may hold it.
+    """
+    return row.reason == AnswerLost.reason and (row.state == State.VANISHED or bool(row.presigned_url))
 
 
 def _file_values(file: Settled, target: dict[str, str], seq: int) -> dict[str, Any]:

@@ -917,6 +917,25 @@ def test_a_file_is_given_up_by_age_and_explained(world: World) -> None:
     assert "http" not in text
 
 
+@pytest.mark.parametrize("seen", [True, False])  # whether intake has seen the newer version before the next attempt
+def test_the_ledger_says_of_a_replaced_version_that_it_may_have_arrived(world: World, *, seen: bool) -> None:
+    first = world.settle("a.csv", b"id\n1\n")
+    world.server.faults.add(Fault(method="PUT", when="after", close=True))
+    world.run()
+    assert world.get(first).reason == "answer_lost"
+    (world.drop / "a.csv").write_bytes(b"id\n1\n2\n")
+    if not seen:
+        world.clock.advance(120)
+        world.run()
+        assert world.looked == [("orders", b"a.csv")]
+    second = world.settle("a.csv")
+    world.run()
+    assert (world.get(first).state, world.get(first).reason) == (State.VANISHED, "answer_lost")
+    assert "arrived" in world.get(first).detail
+    assert world.get(second).state is State.DONE
+    assert world.stored() == [b"id\n1\n", b"id\n1\n2\n"]
+
+
 def test_no_file_is_given_up_for_a_storage_that_breaks_every_connection(world: World) -> None:
     world.policy = RetryPolicy(first=60.0, longest=600.0, give_up_after=GIVE_UP_SECONDS)
     world.folder("invoices", Target("acme", "Sales/Invoices"))

@@ -22,6 +22,7 @@ from support.ledgers import TARGET, drop, look, opened, sha, succeed
 SCALE = int(os.environ.get("PMWATCH_TEST_SCALE", "1"))
 TARGETS = (TARGET, Target("acme", "table-2"), Target("beta", "table-3"))
 FOLDERS = ("orders", "invoices")
+URL = "https://bucket.s3.amazonaws.com/x?X-Amz-Signature=1"
 PATHS = (b"a.csv", b"b\n.csv", b"\xff.csv")
 CONTENTS = ("A", "B")
 POLICIES = st.sampled_from(Dedup)
@@ -31,6 +32,7 @@ ALLOWED = {
     (State.QUEUED, State.UPLOADING),
     (State.QUEUED, State.HELD),
     (State.QUEUED, State.DONE),  # a person gave it up
+    (State.QUEUED, State.VANISHED),  # replaced after its answer was lost
     (State.UPLOADING, State.QUEUED),
     (State.UPLOADING, State.UPLOADED),
     (State.UPLOADING, State.DONE),
@@ -66,6 +68,7 @@ class Row:
     previous: int = 0
     blocks: bool = False
     run: int = 0
+    url: bool = False
 
     @property
     def lane(self) -> tuple[Target, bool]:
@@ -131,7 +134,11 @@ class LedgerMachine(RuleBasedStateMachine):
             if old.state is not State.VANISHED and old.kept and old.mtime == mtime:
                 assert id_ == 0, "what did not change was entered again"
                 return
-            if old.state is State.VANISHED or (old.state is State.QUEUED and old.kept):
+            gone = old.state is State.VANISHED
+            if old.reason == "answer_lost" and (gone or (old.url and old.state is State.QUEUED and old.kept)):
+                assert id_ not in self.model.rows, "what may have arrived keeps its row to itself"
+                old.state, fresh.previous = State.VANISHED, old.previous
+            elif gone or (old.state is State.QUEUED and old.kept):
                 assert id_ == before, "what waits, or returns, keeps its row"
                 fresh.attempts, fresh.previous = old.attempts, old.previous
             else:
@@ -241,29 +248,31 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             self.give(delivery, row, 0.0)
 
-    def give(self, delivery: Delivery, row: Row, not_before: float) -> None:
+    def give(self, delivery: Delivery, row: Row, not_before: float, *, lost: bool = False) -> None:
+        reason, url = ("answer_lost", URL) if lost else ("r", "")
         self.ledger.give_back(
-            delivery, reason="r", detail="", not_before=not_before, failed_at=not_before and self.now, url=""
+            delivery, reason=reason, detail="", not_before=not_before, failed_at=not_before and self.now, url=url
         )
-        row.state, row.not_before, row.reason = State.QUEUED, not_before, "r"
+        row.state, row.not_before, row.reason, row.url = State.QUEUED, not_before, reason, lost
 
     @precondition(lambda self: self.claims)
-    @rule(data=st.data(), wait=st.sampled_from([0.0, 10.0]))
-    def give_back(self, data: st.DataObject, wait: float) -> None:
+    @rule(data=st.data(), wait=st.sampled_from([0.0, 10.0]), lost=st.booleans())
+    def give_back(self, data: st.DataObject, wait: float, *, lost: bool) -> None:
         delivery, row = self.take(data)
-        self.give(delivery, row, self.now + wait if wait else 0.0)
+        self.give(delivery, row, self.now + wait if wait else 0.0, lost=lost)
 
     @precondition(lambda self: self.claims)
     @rule(
         data=st.data(),
         to=st.sampled_from([State.HELD, State.FAILED, State.VANISHED]),
         location=st.sampled_from([b"", b"/quarantine/x"]),
+        reason=st.sampled_from(["r", "answer_lost"]),
         blocks=st.booleans(),
     )
-    def end(self, data: st.DataObject, to: State, location: bytes, *, blocks: bool) -> None:
+    def end(self, data: st.DataObject, to: State, location: bytes, reason: str, *, blocks: bool) -> None:
         delivery, row = self.take(data)
-        self.ledger.end(delivery, to, reason="r", detail="", now=self.now, location=location, blocks=blocks)
-        row.state, row.kept, row.reason, row.blocks = to, not location, "r", blocks
+        self.ledger.end(delivery, to, reason=reason, detail="", now=self.now, location=location, blocks=blocks)
+        row.state, row.kept, row.reason, row.blocks, row.url = to, not location, reason, blocks, False
 
     @rule(kept=st.booleans())
     def dispose_one(self, *, kept: bool) -> None:
@@ -323,14 +332,15 @@ class LedgerMachine(RuleBasedStateMachine):
             row = self.model.rows[id_]
             row.recoveries += 1
             row.state = State.HELD if row.recoveries >= MAX_RECOVERIES else State.QUEUED
-            row.reason = "crash_loop" if row.state is State.HELD else "interrupted"
+            row.url = row.url and row.state is not State.HELD
+            row.reason = "crash_loop" if row.state is State.HELD else "answer_lost" if row.url else "interrupted"
 
     @rule(folders=st.sets(st.sampled_from(FOLDERS)))
     def folders_change(self, folders: set[str]) -> None:
         self.ledger.adopt(folders)
         for row in self.model.rows.values():
             if row.state is State.QUEUED and row.folder not in folders:
-                row.state, row.reason = State.HELD, "folder_removed"
+                row.state, row.reason, row.url = State.HELD, "folder_removed", False
             elif row.state is State.HELD and row.reason == "folder_removed" and row.folder in folders:
                 row.state, row.reason = State.QUEUED, ""
 

@@ -23,7 +23,8 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def end(ledger: Ledger, delivery: Delivery, to: State, **kwargs: Any) -> None:
-    ledger.end(delivery, to, reason="why", detail="long", now=2000.0, **kwargs)
+    facts: dict[str, Any] = {"reason": "why", "detail": "long", "now": 2000.0} | kwargs
+    ledger.end(delivery, to, **facts)
 
 
 # ---- nothing → queued -----------------------------------------------------------------------------------------------
@@ -134,6 +135,23 @@ def test_a_file_that_is_replaced_while_it_waits_for_a_retry_forgets_the_trouble_
     delivery = current(ledger, id_)
     assert (delivery.not_before, delivery.first_failed_at, delivery.presigned_url) == (0.0, 0.0, "")
     assert (delivery.reason, delivery.detail) == ("", "")
+
+
+def test_a_file_that_is_replaced_when_it_may_have_arrived_leaves_a_row_that_says_so(ledger: Ledger) -> None:
+    before = sent(ledger, "a.csv", "A")
+    first = drop(ledger, "a.csv", look(2))
+    back(ledger, claimed(ledger), reason="answer_lost", not_before=5000.0, failed_at=900.0, url=URL)
+    second = drop(ledger, "a.csv", look(3), settled_at=300.0)
+    assert second not in {0, first}
+    lost, newer = current(ledger, first), current(ledger, second)
+    assert (lost.state, lost.reason, lost.presigned_url, lost.finished_at) == (State.VANISHED, "answer_lost", "", 300.0)
+    assert "arrived" in lost.detail
+    assert (newer.state, newer.fingerprint, newer.previous_id) == (State.QUEUED, look(3), before)
+    end(ledger, claimed(ledger), State.VANISHED, reason="answer_lost")
+    third = drop(ledger, "a.csv", look(3))
+    assert third not in {0, first, second}
+    assert current(ledger, second).state is State.VANISHED
+    assert claimed(ledger).id == third
 
 
 def test_a_file_that_is_replaced_while_it_is_sent_is_another_delivery_and_the_first_goes_on(ledger: Ledger) -> None:

@@ -67,9 +67,10 @@ def succeed(ledger: Ledger, delivery: Delivery, content: str, *, now: float = 10
     ledger.uploaded([Arrived(delivery, sha(content), "e", "", now, dispose)])
 
 
-def back(ledger: Ledger, delivery: Delivery, *, not_before: float = 0.0, failed_at: float = 0.0, url: str = "") -> None:
+def back(ledger: Ledger, delivery: Delivery, *, not_before: float = 0.0, failed_at: float = 0.0, **facts: str) -> None:
     """Give a claimed delivery back to the queue."""
-    ledger.give_back(delivery, reason="r", detail="d", not_before=not_before, failed_at=failed_at, url=url)
+    facts = {"reason": "r", "detail": "d", "url": ""} | facts
+    ledger.give_back(delivery, not_before=not_before, failed_at=failed_at, **facts)
 
 
 def sent(ledger: Ledger, path: bytes | str, content: str, fingerprint: Fingerprint | None = None, **kwargs: Any) -> int:

@@ -275,5 +275,5 @@ def _stay(out: Console, root: Path, server: SandboxServer, address: str) -> None
     out.print(f"Status page {address}/ · metrics {address}/metrics · what arrived {server.base_url}/")
     out.print("Ctrl-C ends the demo and removes its directory.")
     mailbox = Mailbox()
-    with mailbox.receiving(signal.SIGINT, signal.SIGTERM):
-        mailbox.take()
+    mailbox.receive(signal.SIGINT, signal.SIGTERM)  # to the end: a second one must not break off the tidying up
+    mailbox.take()

@@ -306,19 +306,19 @@ def _enter_file(c: Connection, file: Settled) -> int:
     known = Known(fingerprint_of(row), State(row.state), bool(row.kept))
     if not known.is_news(file.fingerprint):
         return 0
+    previous_id = row.id
     if known.state is State.VANISHED or (known.state is State.QUEUED and known.kept):
         if not _may_have_arrived(row):
             return _renew(c, row, file)  # one that waits in quarantine for its retry stays what it is
+        previous_id = row.previous_id
         if known.state is State.QUEUED:
             lost = {"detail": _REPLACED, "finished_at": file.settled_at} | SETTLED_VALUES
             move_one(c, row.id, row.folder, State.QUEUED, State.VANISHED, lost)
-        c.execute(update(deliveries).where(_d.id == row.id).values(current=None))
-        return _insert(c, file, previous_id=row.previous_id)
-    if known.state is State.HELD:
+    elif known.state is State.HELD:
         superseded = {"outcome": Outcome.SUPERSEDED, "finished_at": file.settled_at}
         move_one(c, row.id, row.folder, State.HELD, State.DONE, superseded)
     c.execute(update(deliveries).where(_d.id == row.id).values(current=None))
-    return _insert(c, file, previous_id=row.id)
+    return _insert(c, file, previous_id=previous_id)
 
 
 def _may_have_arrived(row: Row) -> bool:
